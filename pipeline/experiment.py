@@ -1,0 +1,386 @@
+"""The experiment file: one YAML, typed and checked on load, and the names of every artifact that a run makes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+PROJECT = Path(__file__).resolve().parent.parent
+"""The folder that holds run_all.sh, configs/, folds/, artifacts/ and submissions/."""
+
+ALL = "all"
+"""The name of the fold that trains on every image; it has no out-of-fold predictions."""
+
+
+class ExperimentError(ValueError):
+    """The experiment file is wrong. The message names the file, the setting and the way out."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Settings):
+    """Where the competition's files are.
+
+    `path` may be a list: the first that exists is used. Relative paths start at the project's folder. `options` go to the
+    competition's reader (the drawn competition takes its size and seed from there).
+    """
+
+    path: list[str] = []
+    options: dict[str, Any] = {}
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class FoldSettings(Settings):
+    """How the training images are divided. `use` trains only some of the folds (all by default)."""
+
+    count: int = Field(5, ge=2)
+    use: list[int] | None = None
+    final: bool = False
+    """Also train every model on all images, for the test images only."""
+
+
+class Augmentation(Settings):
+    """One albumentations transform by its class name, e.g. ``{name: HEStain, p: 0.5, args: {...}}``."""
+
+    name: str
+    p: float = Field(0.5, ge=0, le=1)
+    args: dict[str, Any] = {}
+
+
+class TrainSettings(Settings):
+    """One training. Lengths are in iterations, sizes in pixels of the network's input."""
+
+    iterations: int = Field(1000, ge=1)
+    batch: int = Field(2, ge=1)
+    crop: int = Field(256, ge=32)
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Images are resized by a factor drawn from this range (log-uniformly) before the crop is cut."""
+    augment: list[Augmentation] = []
+    optimizer: Literal["AdamW", "SGD"] = "AdamW"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: int = Field(50, ge=0)
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    milestones: list[int] = []
+    clip: float | None = 10.0
+    """Largest gradient norm."""
+    ema: float | None = None
+    """Momentum of the exponential moving average of the weights, e.g. 0.002; null for none."""
+    amp: bool = True
+    """Mixed precision, on a GPU only."""
+    checkpoint_every: int = Field(200, ge=1)
+    log_every: int = Field(20, ge=1)
+    workers: int = Field(0, ge=0)
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("scale is [smallest, largest], both above 0")
+        return value
+
+
+class PredictSettings(Settings):
+    """Inference. A view is a turn and a scale, e.g. ``hflip@2.0``: see pipeline/views.py."""
+
+    views: list[str] = Field(["identity"], min_length=1)
+    oof_views: list[str] | None = None
+    """Views for the out-of-fold images where they should be fewer than for the test images."""
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    max_detections: int = Field(1000, ge=1)
+
+
+class FusionSettings(Settings):
+    """How the voters' detections become one list. `tune` replaces the defaults by what out-of-fold data supports."""
+
+    method: Literal["wbf", "nms", "concatenate"] = "wbf"
+    iou: float = Field(0.5, gt=0, lt=1)
+    """Overlap above which two detections are the same object."""
+    overlap: Literal["box", "mask"] = "box"
+    """What the overlap is measured on."""
+    skip: float = Field(0.05, ge=0, lt=1)
+    """Detections scored below this do not vote."""
+    confidence: Literal["avg", "max"] = "avg"
+    weights: dict[str, float] = {}
+    """Weight per model; 1 where none is given."""
+    rescore: Literal["none", "mask", "learned"] = "mask"
+    """none: the cluster's score. mask: times the mean probability inside the mask. learned: see fusion/rescore.py."""
+    fill_holes: bool = True
+    largest_part: bool = False
+    min_area: int = Field(0, ge=0)
+    no_overlap: bool = False
+    tune: bool = True
+
+
+class SubmissionSettings(Settings):
+    max_per_image: int = Field(300, ge=1)
+    """Best-ranked masks kept per image."""
+    min_score: float = Field(0.0, ge=0, le=1)
+
+
+class ModelSettings(Settings):
+    """One model: its framework, its config file, and what it does differently from the experiment's `train`."""
+
+    framework: Literal["mmdet", "detectron2"]
+    config: str
+    options: dict[str, Any] = {}
+    """Overrides in the framework's own config language, dotted keys."""
+    weights: str | None = None
+    """Pretrained weights, a path or URL; null for random weights; the config's own where this is ``config``."""
+    train: dict[str, Any] = {}
+    predict: dict[str, Any] = {}
+
+
+class Experiment(Settings):
+    """A whole run. The file's name is the run's name."""
+
+    name: str
+    description: str = ""
+    competition: str
+    data: DataSettings = DataSettings()
+    seed: int = 0
+    folds: FoldSettings = FoldSettings()
+    models: dict[str, ModelSettings] = Field(min_length=1)
+    train: TrainSettings = TrainSettings()
+    predict: PredictSettings = PredictSettings()
+    fusion: FusionSettings = FusionSettings()
+    submission: SubmissionSettings = SubmissionSettings()
+    threads: int = Field(1, ge=1)
+    """CPU cores of one training or prediction; with more cores, independent ones run side by side."""
+
+    @model_validator(mode="after")
+    def _models_are_whole(self) -> Experiment:
+        for name in self.models:
+            self.train_settings(name)
+            self.predict_settings(name)
+        unknown = set(self.fusion.weights) - set(self.models)
+        if unknown:
+            raise ValueError(f"fusion.weights names {sorted(unknown)}, which are not among the models {sorted(self.models)}")
+        if self.folds.use is not None and not set(self.folds.use) <= set(range(self.folds.count)):
+            raise ValueError(f"folds.use {self.folds.use} leaves 0..{self.folds.count - 1}")
+        return self
+
+    def train_settings(self, model: str) -> TrainSettings:
+        """The experiment's `train` with the model's own changes."""
+        return TrainSettings.model_validate({**self.train.model_dump(), **self.models[model].train})
+
+    def predict_settings(self, model: str) -> PredictSettings:
+        return PredictSettings.model_validate({**self.predict.model_dump(), **self.models[model].predict})
+
+    def views(self, model: str, part: str) -> list[str]:
+        """The views of a model on a part of the data, ``oof`` or ``test``."""
+        settings = self.predict_settings(model)
+        return settings.oof_views if part == "oof" and settings.oof_views is not None else settings.views
+
+    def validation_folds(self) -> list[int]:
+        """The folds that are trained and have out-of-fold predictions."""
+        return list(range(self.folds.count)) if self.folds.use is None else list(self.folds.use)
+
+    def fold_names(self) -> list[str]:
+        """Every training of a model: the folds by number, then ``all`` when a final model is wanted."""
+        return [str(k) for k in self.validation_folds()] + ([ALL] if self.folds.final else [])
+
+    def only(self, models: list[str] | None, folds: list[str] | None) -> Experiment:
+        """The same run cut down to some models and folds.
+
+        Raises:
+            ExperimentError: a model or fold that the experiment does not have.
+        """
+        data = self.model_dump()
+        for wanted, known, what in ((models, list(self.models), "model"), (folds, self.fold_names(), "fold")):
+            for item in wanted or []:
+                if item not in known:
+                    raise ExperimentError(f"{self.name} has no {what} {item!r}{_nearest(item, known)}; it has {', '.join(known)}")
+        if models:
+            data["models"] = {k: v for k, v in data["models"].items() if k in models}
+            data["fusion"]["weights"] = {k: v for k, v in data["fusion"]["weights"].items() if k in models}
+        if folds:
+            data["folds"]["use"] = [int(f) for f in folds if f != ALL]
+            data["folds"]["final"] = ALL in folds
+        return Experiment.model_validate(data)
+
+    def data_path(self) -> Path | None:
+        """The first of `data.path` that exists; None for a competition that needs no files.
+
+        Raises:
+            ExperimentError: none of them exists.
+        """
+        if not self.data.path:
+            return None
+        candidates = [Path(p).expanduser() for p in self.data.path]
+        candidates = [p if p.is_absolute() else PROJECT / p for p in candidates]
+        for candidate in candidates:
+            if candidate.exists():
+                return candidate
+        raise ExperimentError(
+            f"{self.name}: no data at {' or '.join(str(c) for c in candidates)}; "
+            f"set data.path in the experiment file or pass --data PATH"
+        )
+
+
+def digest(*values: Any) -> str:
+    """A short hash of plain settings, independent of key order."""
+    text = json.dumps([v.model_dump() if isinstance(v, BaseModel) else v for v in values], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- loading ---------------------------------------------
+
+
+def find(name: str) -> Path:
+    """The file of an experiment given by name (in configs/experiments) or by path.
+
+    Raises:
+        ExperimentError: there is none; the message names the nearest and lists the known ones.
+    """
+    direct = Path(name)
+    if direct.suffix in (".yaml", ".yml"):
+        if direct.exists():
+            return direct
+        raise ExperimentError(f"there is no experiment file {direct}")
+    folder = PROJECT / "configs" / "experiments"
+    path = folder / f"{name}.yaml"
+    if path.exists():
+        return path
+    known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+    raise ExperimentError(f"there is no experiment {name!r}{_nearest(name, known)}; known: {', '.join(known)}")
+
+
+def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
+    """Load and check an experiment by name or path.
+
+    Args:
+        name: ``quickstart``, or the path of a YAML file.
+        overrides: dotted keys and their values, e.g. ``{"train.iterations": 100}``.
+
+    Raises:
+        ExperimentError: no such file, not YAML, an unknown key (the nearest is named), a value of the wrong kind.
+    """
+    path = find(name)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ExperimentError(f"{path} holds no settings")
+    for dotted, value in (overrides or {}).items():
+        _assign(raw, dotted.split("."), value)
+    try:
+        return Experiment.model_validate({"name": path.stem, **raw})
+    except ValidationError as error:
+        raise ExperimentError(f"{path}:\n" + "\n".join(f"  {line}" for line in _explain(error))) from error
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for i, key in enumerate(keys[:-1]):
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ExperimentError(f"{'.'.join(keys[: i + 1])} is a value, not a group of settings")
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        where = ".".join(location) or "experiment"
+        if problem["type"] == "extra_forbidden":
+            known = list(_settings_at(error.title, location[:-1]).model_fields)
+            lines.append(f"unknown setting {where}{_nearest(location[-1], known)}; known here: {', '.join(known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where} is missing")
+        elif problem["type"] == "value_error" and isinstance(problem.get("ctx", {}).get("error"), ValidationError):
+            lines += _explain(problem["ctx"]["error"])
+        else:
+            lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')} (it is {problem['input']!r})"[:600])
+    return lines
+
+
+def _settings_at(title: str, location: list[str]) -> type[BaseModel]:
+    """The settings class that holds the keys at a place below the class of this name."""
+    groups: dict[str, type[BaseModel]] = {
+        "data": DataSettings, "folds": FoldSettings, "models": ModelSettings, "train": TrainSettings,
+        "predict": PredictSettings, "fusion": FusionSettings, "submission": SubmissionSettings, "augment": Augmentation,
+    }  # fmt: skip
+    inside = [groups[key] for key in location if key in groups]
+    named = {cls.__name__: cls for cls in (Experiment, *groups.values())}
+    return inside[-1] if inside else named.get(title, Experiment)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+# ---------------------------------------------------------------- where things are ------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of a run's artifacts. `root` holds artifacts/, folds/ and submissions/ (the project by default)."""
+
+    run: str
+    root: Path = PROJECT
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts" / self.run
+
+    @property
+    def train_json(self) -> Path:
+        return self.artifacts / "data" / "train.json"
+
+    @property
+    def test_json(self) -> Path:
+        return self.artifacts / "data" / "test.json"
+
+    @property
+    def integrity(self) -> Path:
+        return self.artifacts / "data" / "integrity.json"
+
+    @property
+    def folds(self) -> Path:
+        return self.root / "folds" / f"{self.run}.csv"
+
+    def training(self, model: str, fold: str) -> Path:
+        """Folder of one training; its framework checkpoints and logs are in ``work/`` below it."""
+        return self.artifacts / "models" / model / f"fold-{fold}"
+
+    def checkpoint(self, model: str, fold: str) -> Path:
+        return self.training(model, fold) / "checkpoint.pth"
+
+    def predictions(self, model: str, fold: str, part: str) -> Path:
+        """`part` is ``oof`` (the fold's own validation images) or ``test``."""
+        return self.artifacts / "predictions" / model / f"fold-{fold}-{part}.parquet"
+
+    @property
+    def fusion(self) -> Path:
+        return self.artifacts / "fusion.yaml"
+
+    def fused(self, part: str) -> Path:
+        return self.artifacts / "fused" / f"{part}.parquet"
+
+    @property
+    def scores(self) -> Path:
+        return self.artifacts / "scores.json"
+
+    @property
+    def report(self) -> Path:
+        return self.artifacts / "report.html"
+
+    def submission(self, suffix: str = ".zip") -> Path:
+        return self.root / "submissions" / f"{self.run}{suffix}"

@@ -1,0 +1,60 @@
+"""Files that are either whole or absent: everything is written under a temporary name and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the target's folder; rename it onto `path` when the block succeeds, else remove it.
+
+    Raises:
+        OSError: with the target's name and the way out, when the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == 28:
+            raise OSError(28, f"no space left on the disk while writing {path}; free some and run the same command again") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """What an artifact says of its making: the given facts (experiment, settings, seed) and versions, command, time."""
+    versions: Mapping[str, str | None] = {name: _version(name) for name in ("torch", "onedl-mmdetection", "detectron2", "numpy")}
+    return {
+        **facts,
+        "versions": {k: v for k, v in versions.items() if v},
+        "python": sys.version.split()[0],
+        "command": " ".join(sys.argv),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
