@@ -1,0 +1,85 @@
+"""The two frameworks behind one protocol: train(…) and predict(…) → Detections."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings, TrainSettings
+from pipeline.records import Dataset, Detections, Image
+
+FRAMEWORKS = {"mmdet": "mmdet", "detectron2": "detectron2"}
+"""Framework name in an experiment file → the package whose presence makes it usable."""
+
+
+class TrainingError(RuntimeError):
+    """The training cannot go on: the loss is not a number, or it is exactly zero."""
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint of the model it was given for."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training.
+
+    Attributes:
+        folder: keeps the framework's own checkpoints and logs (``work/``); a second call resumes from there.
+        images: the training images only.
+        title: what the progress lines and the sources of its detections are called, ``<model>/<fold>``.
+    """
+
+    model: ModelSettings
+    settings: TrainSettings
+    images: Dataset
+    folder: Path
+    title: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """Inference of one checkpoint over images and views; sources are named ``<title>/<view>``."""
+
+    model: ModelSettings
+    settings: PredictSettings
+    views: list[str]
+    checkpoint: Path
+    images: Dataset
+    title: str
+
+
+class Backend(Protocol):
+    def train(self, job: TrainJob) -> dict[str, Any]:
+        """Train and return the plain state dict (name → tensor) to keep: averaged weights where there is an average."""
+
+    def predict(self, job: PredictJob) -> Iterable[tuple[Image, Detections]]:
+        """Yield every image with all its views' Detections in original pixels and category ids."""
+
+
+def installed(framework: str) -> bool:
+    return importlib.util.find_spec(FRAMEWORKS[framework]) is not None
+
+
+def get(framework: str) -> Backend:
+    """The backend of a framework.
+
+    Raises:
+        ExperimentError: the framework is not installed; the message says how to add it.
+    """
+    if not installed(framework):
+        raise ExperimentError(f"{framework} is not installed, and this model needs it; {how_to_install(framework)}")
+    module = importlib.import_module(f"pipeline.backends.{framework}")
+    backend: Backend = module.BACKEND
+    return backend
+
+
+def how_to_install(framework: str) -> str:
+    if framework == "detectron2":
+        return "add it with: .venv/bin/python -m pip install --no-build-isolation -r requirements-detectron2.txt"
+    return "make the environment with: bash pipeline/environment.sh"

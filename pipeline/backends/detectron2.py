@@ -1,0 +1,209 @@
+"""Detectron2 behind the backend protocol. Its networks are trained by the same loop as MMDetection's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from mmengine.model import BaseModel
+from torch import nn
+
+from pipeline.backends import CheckpointError, PredictJob, TrainJob, engine, rois
+from pipeline.backends.instance_crops import InstanceCrops
+from pipeline.backends.samples import Sample, read_image
+from pipeline.experiment import PROJECT, ExperimentError, ModelSettings, PredictSettings
+from pipeline.records import Detections, Image
+from pipeline.views import parse
+
+log = logging.getLogger("pipeline.detectron2")
+
+ZOO = "model_zoo://"
+"""A config may begin with ``_BASE_: model_zoo://COCO-InstanceSegmentation/…yaml``: a config of the installed package."""
+
+
+# ---------------------------------------------------------------- the network -----------------------------------------
+
+
+def read_config(model: ModelSettings, classes: int, settings: PredictSettings | None = None) -> CfgNode:
+    """The model's config with its options merged, the number of classes set, and prediction limits where given.
+
+    Raises:
+        ExperimentError: the file is missing, or holds a key that Detectron2 does not know.
+    """
+    path = Path(model.config)
+    path = path if path.is_absolute() or path.exists() else PROJECT / path
+    if not path.exists():
+        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
+    config = get_cfg()
+    _add_project_settings(config)
+    try:
+        _merge(config, path)
+        for key, value in model.options.items():
+            config.merge_from_list([key, value])
+    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
+        raise ExperimentError(f"{path} is not a Detectron2 config: {type(error).__name__}: {error}") from error
+    config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    config.MODEL.ROI_HEADS.NUM_CLASSES = classes
+    if "POINT_HEAD" in config.MODEL:
+        config.MODEL.POINT_HEAD.NUM_CLASSES = classes
+    if settings is not None:
+        config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = settings.score_threshold
+        config.TEST.DETECTIONS_PER_IMAGE = settings.max_detections
+        rpn = config.MODEL.RPN
+        rpn.POST_NMS_TOPK_TEST = max(rpn.POST_NMS_TOPK_TEST, settings.max_detections)
+        rpn.PRE_NMS_TOPK_TEST = max(rpn.PRE_NMS_TOPK_TEST, settings.max_detections)
+    return config
+
+
+def _add_project_settings(config: CfgNode) -> None:
+    from detectron2.projects.point_rend import add_pointrend_config
+
+    add_pointrend_config(config)
+
+
+def _merge(config: CfgNode, path: Path) -> None:
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError("the file holds no settings")
+    base = content.pop("_BASE_", None)
+    if base is not None and str(base).startswith(ZOO):
+        config.merge_from_file(model_zoo.get_config_file(str(base).removeprefix(ZOO)))
+    elif base is not None:
+        _merge(config, (path.parent / str(base)).resolve())
+    config.merge_from_other_cfg(CfgNode(content))
+
+
+def build(model: ModelSettings, classes: int, settings: PredictSettings | None = None) -> nn.Module:
+    """The network with its first weights (see `ModelSettings.weights`)."""
+    config = read_config(model, classes, settings)
+    network: nn.Module = build_model(config)
+    source = config.MODEL.WEIGHTS if model.weights == "config" else model.weights
+    if source:
+        try:
+            DetectionCheckpointer(network).load(str(source))
+        except Exception as error:  # noqa: BLE001  network, disk and format errors alike
+            raise CheckpointError(
+                f"the pretrained weights {source} cannot be loaded ({type(error).__name__}: {error}); download them where "
+                f"there is network and give the path as the model's `weights`, or set it to null for random weights"
+            ) from error
+    return network
+
+
+class Trained(BaseModel):  # type: ignore[misc]
+    """A Detectron2 network as MMEngine's training loop wants it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def init_weights(self) -> None:
+        """Detectron2 has drawn or loaded the weights already."""
+
+    def forward(self, batched_inputs: list[dict[str, Any]], mode: str = "loss") -> dict[str, torch.Tensor]:
+        with EventStorage():
+            losses: dict[str, torch.Tensor] = self.network(batched_inputs)
+        return losses
+
+
+# ---------------------------------------------------------------- training --------------------------------------------
+
+
+class CropMasks(BitMasks):
+    """True masks as Detectron2 asks for them, held as crops; bitmaps appear only for networks that sample points."""
+
+    def __init__(self, crops: InstanceCrops, which: np.ndarray | None = None) -> None:
+        self.instances = crops
+        self.which = np.arange(len(crops)) if which is None else which
+        self.image_size = (crops.height, crops.width)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        return torch.from_numpy(self.instances.take(self.which).bitmaps()).bool()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def to(self, *args: Any, **kwargs: Any) -> CropMasks:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, item: Any) -> CropMasks:
+        item = item.cpu().numpy() if torch.is_tensor(item) else item
+        return CropMasks(self.instances, np.atleast_1d(self.which[item]))
+
+    def nonempty(self) -> torch.Tensor:
+        return torch.from_numpy(self.instances.area()[self.which] > 0)
+
+    def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
+        targets = self.instances.roi_align(boxes.detach().cpu().numpy(), self.which, mask_size)
+        return torch.from_numpy(targets >= 0.5).to(boxes.device)
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Samples as Detectron2's batch: images as (3, H, W) uint8 in BGR, its configs' channel order."""
+    batch = []
+    for sample in samples:
+        instances = Instances(sample.image.shape[:2])
+        instances.gt_boxes = Boxes(torch.from_numpy(sample.boxes))
+        instances.gt_classes = torch.from_numpy(sample.labels)
+        instances.gt_masks = CropMasks(sample.masks)
+        batch.append({"image": _tensor(sample.image), "instances": instances})
+    return {"batched_inputs": batch}
+
+
+def _tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
+
+
+class Detectron2:
+    """See `pipeline.backends.Backend`."""
+
+    def train(self, job: TrainJob) -> dict[str, Any]:
+        torch.manual_seed(job.seed)
+        network = build(job.model, len(job.images.categories))
+        state = engine.run(Trained(network), collate, job)
+        return {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+
+    def predict(self, job: PredictJob) -> Iterator[tuple[Image, Detections]]:
+        category_ids = np.array(sorted(job.images.categories), np.int32)
+        model = job.model.model_copy(update={"weights": None})
+        network = build(model, len(category_ids), job.settings)
+        engine.load_weights(network, job.checkpoint)
+        network.eval()
+        views = [(name, parse(name)) for name in job.views]
+        for image in job.images.images:
+            pixels = read_image(job.images.path(image))
+            tables = []
+            for name, view in views:
+                with torch.inference_mode():
+                    seen = [{"image": _tensor(view.apply(pixels))}]
+                    found = network.inference(seen, do_postprocess=False)[0]  # type: ignore[operator]
+                tables.append(
+                    rois.detections(
+                        view,
+                        image,
+                        found.pred_boxes.tensor.cpu().numpy(),
+                        found.scores.cpu().numpy(),
+                        category_ids[found.pred_classes.cpu().numpy()],
+                        found.pred_masks[:, 0].float().cpu().numpy(),
+                        f"{job.title}/{name}",
+                    )
+                )
+            yield image, Detections.concatenate(tables)
+
+
+BACKEND = Detectron2()

@@ -1,0 +1,288 @@
+"""MMDetection (the OneDL forks) behind the backend protocol."""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BaseInstanceMasks, BitmapMasks
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader, load_state_dict
+from mmengine.structures import InstanceData
+from torch import nn
+
+from pipeline.backends import CheckpointError, PredictJob, TrainJob, engine, rois
+from pipeline.backends.instance_crops import InstanceCrops
+from pipeline.backends.samples import Sample, read_image
+from pipeline.experiment import PROJECT, ExperimentError, ModelSettings, PredictSettings
+from pipeline.records import Detections, Image
+from pipeline.views import parse
+
+log = logging.getLogger("pipeline.mmdet")
+
+
+# ---------------------------------------------------------------- the network -----------------------------------------
+
+
+def read_config(model: ModelSettings, classes: int) -> Config:
+    """The model's config with its options merged, and every head told the number of classes.
+
+    Raises:
+        ExperimentError: the file is missing or is not an MMDetection config.
+    """
+    path = Path(model.config)
+    path = path if path.is_absolute() or path.exists() else PROJECT / path
+    if not path.exists():
+        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
+    register_all_modules(init_default_scope=True)
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # noqa: BLE001  a config is Python: anything can go wrong in it
+        raise ExperimentError(f"{path} is not an MMDetection config: {type(error).__name__}: {error}") from error
+    if "model" not in config:
+        raise ExperimentError(f"{path} defines no `model`")
+    config.merge_from_dict(model.options)
+    _set_classes(config.model, classes)
+    return config
+
+
+def _set_classes(node: Any, classes: int) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "num_classes":
+                node[key] = classes
+            elif key != "semantic_head":  # stuff classes are not the competition's
+                _set_classes(value, classes)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            _set_classes(item, classes)
+
+
+def _forget_pretrained(node: Any) -> None:
+    """Random weights: no part of the network fetches a file of its own."""
+    if isinstance(node, dict):
+        init = node.get("init_cfg")
+        if isinstance(init, dict) and init.get("type") == "Pretrained":
+            node["init_cfg"] = None
+        if node.get("pretrained"):
+            node["pretrained"] = None
+        for value in node.values():
+            _forget_pretrained(value)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            _forget_pretrained(item)
+
+
+def build(model: ModelSettings, classes: int) -> nn.Module:
+    """The network as the config describes it, on the CPU, with its first weights (see `ModelSettings.weights`)."""
+    config = read_config(model, classes)
+    if model.weights != "config":
+        _forget_pretrained(config.model)
+    network: nn.Module = MODELS.build(config.model)
+    network.init_weights()  # type: ignore[operator]
+    source = config.get("load_from") if model.weights == "config" else model.weights
+    if source:
+        _load_pretrained(network, str(source))
+    return network
+
+
+def _load_pretrained(network: nn.Module, source: str) -> None:
+    try:
+        content = CheckpointLoader.load_checkpoint(source, map_location="cpu")
+    except Exception as error:  # noqa: BLE001  network, disk and format errors alike
+        raise CheckpointError(
+            f"the pretrained weights {source} cannot be loaded ({type(error).__name__}: {error}); "
+            f"download them where there is network and give the path as the model's `weights`, or set it to null for random weights"
+        ) from error
+    state = content.get("state_dict", content)
+    own = network.state_dict()
+    # heads of another number of classes keep their fresh weights
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise CheckpointError(f"no weight of {source} fits this model; it belongs to another one")
+    log.info("%s: %d of %d weights taken", source, len(fitting), len(own))
+    load_state_dict(network, fitting, strict=False)
+
+
+# ---------------------------------------------------------------- training --------------------------------------------
+
+
+class CropMasks(BitmapMasks):  # type: ignore[misc]
+    """True masks as MMDetection asks for them, held as crops.
+
+    RoI heads only ever call `crop_and_resize`, which needs no bitmap; the bitmaps appear for networks that want them.
+    """
+
+    def __init__(self, crops: InstanceCrops) -> None:
+        self.instances = crops
+        self.height, self.width = crops.height, crops.width
+
+    @property
+    def masks(self) -> np.ndarray:
+        return self.instances.bitmaps()
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __getitem__(self, index: Any) -> CropMasks:
+        index = index.cpu().numpy() if torch.is_tensor(index) else np.asarray(index)
+        return CropMasks(self.instances.take(np.atleast_1d(index)))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.masks)
+
+    @property
+    def areas(self) -> np.ndarray:
+        return self.instances.area()
+
+    def pad(self, out_shape: tuple[int, int], pad_val: int = 0) -> CropMasks:
+        crops = self.instances
+        return CropMasks(InstanceCrops(crops.box, crops.crops, out_shape[0], out_shape[1]))
+
+    def crop_and_resize(
+        self,
+        bboxes: np.ndarray,
+        out_shape: tuple[int, int],
+        inds: np.ndarray,
+        device: str = "cpu",
+        interpolation: str = "bilinear",
+        binarize: bool = True,
+    ) -> BaseInstanceMasks:
+        targets = self.instances.roi_align(bboxes, inds, out_shape[0])
+        return BitmapMasks((targets >= 0.5).astype(np.uint8) if binarize else targets, *out_shape)
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Samples as MMDetection's batch: images as (3, H, W) uint8 in BGR, its configs' channel order."""
+    inputs, data_samples = [], []
+    for sample in samples:
+        inputs.append(_tensor(sample.image))
+        instances = InstanceData(
+            bboxes=torch.from_numpy(sample.boxes),
+            labels=torch.from_numpy(sample.labels),
+            masks=CropMasks(sample.masks),
+        )
+        data_samples.append(_data_sample(sample.image, instances))
+    return {"inputs": inputs, "data_samples": data_samples}
+
+
+def _tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
+
+
+def _data_sample(image: np.ndarray, instances: InstanceData | None = None) -> DetDataSample:
+    size = image.shape[:2]
+    sample = DetDataSample(metainfo={"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0), "img_id": 0})
+    if instances is not None:
+        sample.gt_instances = instances
+        # MMDetection reads the regions to ignore where it exists; crowds are left out of samples
+        sample.ignored_instances = InstanceData(bboxes=torch.zeros((0, 4)), labels=torch.zeros(0, dtype=torch.int64))
+    return sample
+
+
+# ---------------------------------------------------------------- inference -------------------------------------------
+
+
+def _keep_roi_masks(
+    self: Any,
+    mask_preds: tuple[torch.Tensor, ...],
+    results_list: list[InstanceData],
+    batch_img_metas: list[dict[str, Any]],
+    rcnn_test_cfg: Any,
+    rescale: bool = False,
+    activate_map: bool = False,
+) -> list[InstanceData]:
+    """Stands in for a mask head's `predict_by_feat`: keeps the (N, M, M) probabilities instead of pasting full frames."""
+    for predicted, results in zip(mask_preds, results_list, strict=True):
+        masks = predicted if activate_map else predicted.sigmoid()
+        if not self.class_agnostic and masks.shape[1] > 1:
+            masks = masks[torch.arange(len(masks), device=masks.device), results.labels]
+        else:
+            masks = masks[:, 0]
+        results.masks = masks
+    return results_list
+
+
+def _prepare_for_inference(network: nn.Module, settings: PredictSettings) -> None:
+    """Apply the prediction limits, which frameworks set to 100 detections, and ask for RoI masks instead of frames."""
+    _set_limits(network, settings)
+    roi_head = getattr(network, "roi_head", None)
+    heads = getattr(roi_head, "mask_head", None)
+    for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+        if head is not None:
+            head.predict_by_feat = types.MethodType(_keep_roi_masks, head)
+
+
+def _set_limits(network: nn.Module, settings: PredictSettings) -> None:
+    seen: set[int] = set()
+    for module in network.modules():
+        for name in ("test_cfg", "proposal_cfg"):
+            config = getattr(module, name, None)
+            if isinstance(config, dict) and id(config) not in seen:
+                seen.add(id(config))
+                _limit(config, settings)
+
+
+def _limit(config: Any, settings: PredictSettings) -> None:
+    proposals = "score_thr" not in config
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _limit(value, settings)
+        elif key == "score_thr":
+            config[key] = settings.score_threshold
+        elif key == "max_per_img":
+            config[key] = max(value, settings.max_detections) if proposals else settings.max_detections
+        elif key == "nms_pre":
+            config[key] = max(value, settings.max_detections)
+
+
+class MMDetection:
+    """See `pipeline.backends.Backend`."""
+
+    def train(self, job: TrainJob) -> dict[str, Any]:
+        torch.manual_seed(job.seed)
+        network = build(job.model, len(job.images.categories))
+        network._is_init = True  # the runner would draw the weights again, over the pretrained ones
+        network.init_weights = lambda: None  # type: ignore[assignment,method-assign]
+        return engine.run(network, collate, job, scope="mmdet")
+
+    def predict(self, job: PredictJob) -> Iterator[tuple[Image, Detections]]:
+        category_ids = np.array(sorted(job.images.categories), np.int32)
+        model = job.model.model_copy(update={"weights": None})
+        network = build(model, len(category_ids))
+        engine.load_weights(network, job.checkpoint)
+        _prepare_for_inference(network, job.settings)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network.to(device).eval()
+        views = [(name, parse(name)) for name in job.views]
+        for image in job.images.images:
+            pixels = read_image(job.images.path(image))
+            tables = []
+            for name, view in views:
+                seen = view.apply(pixels)
+                batch = {"inputs": [_tensor(seen)], "data_samples": [_data_sample(seen)]}
+                with torch.inference_mode():
+                    found = network.test_step(batch)[0].pred_instances  # type: ignore[operator]
+                tables.append(
+                    rois.detections(
+                        view,
+                        image,
+                        found.bboxes.float().cpu().numpy(),
+                        found.scores.float().cpu().numpy(),
+                        category_ids[found.labels.cpu().numpy()],
+                        found.masks.float().cpu().numpy(),
+                        f"{job.title}/{name}",
+                    )
+                )
+            yield image, Detections.concatenate(tables)
+
+
+BACKEND = MMDetection()

@@ -1,0 +1,119 @@
+"""Training samples: no instance lost, none moved, and the same sample for the same seed and number."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.backends.samples import Samples, augmentation, read_image
+from pipeline.experiment import Augmentation, ExperimentError, TrainSettings
+from pipeline.masks import crop_to_rle
+from pipeline.records import Dataset, Image, Instance
+
+COLOURS = {1: (255, 0, 0), 2: (0, 255, 0)}
+
+
+def drawn(folder: Path, height: int = 90, width: int = 70) -> Dataset:
+    """Two images of coloured rectangles on black: the colour of a pixel says which class it must belong to."""
+    rng = np.random.default_rng(0)
+    images, instances = [], []
+    for image_id in (5, 9):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        for k in range(4):
+            category = 1 + k % 2
+            x0, y0 = 2 + 17 * k, int(rng.integers(0, height - 22))
+            x1, y1 = x0 + 14, y0 + 20
+            pixels[y0:y1, x0:x1] = COLOURS[category]
+            rle = crop_to_rle(np.ones((y1 - y0, x1 - x0), np.uint8), (x0, y0, x1, y1), (height, width), 1)
+            instances.append(
+                Instance(len(instances) + 1, image_id, category, rle, (x0, y0, x1 - x0, y1 - y0), float((x1 - x0) * (y1 - y0)))
+            )
+        cv2.imwrite(str(folder / f"{image_id}.png"), pixels[:, :, ::-1])
+        images.append(Image(image_id, f"{image_id}.png", height, width))
+    return Dataset(images, {1: "red", 2: "green"}, instances, folder)
+
+
+@pytest.mark.parametrize("augment", [[], [{"name": "D4", "p": 1.0}], [{"name": "Affine", "p": 1.0, "args": {"rotate": [-40, 40]}}]])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 2.0)])
+def test_masks_stay_on_their_objects(tmp_path: Path, augment: list, scale: tuple) -> None:
+    settings = TrainSettings(crop=64, scale=scale, augment=augment)
+    seen = 0
+    for sample in map(Samples(drawn(tmp_path), settings, 7, 30).__getitem__, range(30)):
+        assert sample.image.shape == (64, 64, 3) and sample.image.dtype == np.uint8
+        assert len(sample.labels) == len(sample.boxes) == len(sample.masks)
+        for label, box, frame in zip(sample.labels, sample.boxes, sample.masks.bitmaps(), strict=True):
+            inner = cv2.erode(frame, np.ones((5, 5), np.uint8)).astype(bool)
+            if inner.any():  # interpolation blurs the rim only
+                colour = np.median(sample.image[inner], axis=0)
+                assert tuple(colour > 127) == tuple(np.array(COLOURS[label + 1]) > 127)
+            ys, xs = np.nonzero(frame)
+            assert tuple(box) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        coloured = (sample.image.max(axis=2) > 200).sum()
+        assert abs(int(sample.masks.area().sum()) - int(coloured)) <= 0.25 * coloured + 60
+        seen += len(sample.labels)
+    assert seen >= 30
+
+
+def test_overlapping_instances_keep_all_their_pixels(tmp_path: Path) -> None:
+    dataset = drawn(tmp_path)
+    size = (90, 70)
+    boxes = [(10, 10, 40, 50), (20, 20, 50, 60), (25, 5, 35, 80)]
+    dataset.instances = [
+        Instance(k + 1, 5, 1, crop_to_rle(np.ones((b[3] - b[1], b[2] - b[0]), np.uint8), b, size, 1), (0, 0, 1, 1), 1.0)
+        for k, b in enumerate(boxes)
+    ]
+    samples = Samples(dataset.subset([5]), TrainSettings(crop=96), 0, 1)
+    assert sorted(samples[0].masks.area()) == sorted((b[2] - b[0]) * (b[3] - b[1]) for b in boxes)
+
+
+def test_a_sample_depends_on_seed_and_number_alone(tmp_path: Path) -> None:
+    settings = TrainSettings(crop=64, scale=(0.7, 1.5), augment=[Augmentation(name="D4", p=1.0), Augmentation(name="GaussNoise")])
+    dataset = drawn(tmp_path)
+    first, again = Samples(dataset, settings, 3, 20), Samples(dataset, settings, 3, 20)
+    late = again[13]
+    for k in range(13):
+        first[k]
+    np.testing.assert_array_equal(first[13].image, late.image)
+    np.testing.assert_array_equal(first[13].boxes, late.boxes)
+    assert not np.array_equal(Samples(dataset, settings, 4, 20)[13].image, late.image)
+
+
+def test_every_image_comes_up_equally_often(tmp_path: Path) -> None:
+    dataset = drawn(tmp_path)
+    cv2.imwrite(str(tmp_path / "9.png"), np.full((90, 70, 3), 77, np.uint8))
+    samples = Samples(dataset, TrainSettings(crop=64), 0, 40)
+    assert sum(int((samples[k].image == 77).all()) for k in range(40)) == 20
+
+
+def test_an_image_without_instances_gives_an_empty_sample(tmp_path: Path) -> None:
+    dataset = drawn(tmp_path)
+    dataset.instances = []
+    sample = Samples(dataset, TrainSettings(crop=64), 0, 2)[0]
+    assert sample.boxes.shape == (0, 4) and sample.labels.shape == (0,) and len(sample.masks) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [("HEStian", {}, "HEStain"), ("GaussNoise", {"strength": 3}, "GaussNoise")],
+)
+def test_an_unknown_augmentation_is_named(name: str, args: dict, words: str) -> None:
+    with pytest.raises(ExperimentError, match=words):
+        augmentation([Augmentation(name=name, args=args)], 0)
+
+
+def test_images_of_every_kind_become_rgb(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "rgb.png"), rgb[:, :, ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), rgb)
+    rgba = np.dstack([rgb[:, :, ::-1], np.full((5, 7), 255, np.uint8)])
+    cv2.imwrite(str(tmp_path / "rgba.png"), rgba)
+    np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), rgb)
+    cv2.imwrite(str(tmp_path / "grey.png"), rgb[:, :, 0])
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(rgb[:, :, :1], 3, axis=2))
+    cv2.imwrite(str(tmp_path / "deep.png"), rgb[:, :, 0].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png")[:, :, 0], rgb[:, :, 0])
+    (tmp_path / "torn.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:40])
+    with pytest.raises(ValueError, match="torn.png"):
+        read_image(tmp_path / "torn.png")
