@@ -157,8 +157,12 @@ def rle_to_crop(rle: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """
     height, width = (int(v) for v in rle["size"])
     runs = _counts_array(rle)
+    if height < 0 or width < 0:
+        raise ValueError(f"the RLE's size [{height}, {width}] is negative")
     if runs.size and runs.min() < 0:
         raise ValueError("the RLE holds a negative run")
+    if runs.size and int(runs.max()) > height * width:  # before the sum, which such runs could make wrap around
+        raise ValueError(f"the RLE holds a run of {int(runs.max())} pixels, its size [{height}, {width}] has {height * width}")
     if int(runs.sum()) != height * width:
         raise ValueError(f"the RLE's runs cover {int(runs.sum())} pixels, its size [{height}, {width}] has {height * width}")
     x0, y0, x1, y1 = _runs_bounds(runs, max(height, 1))

@@ -1,0 +1,168 @@
+"""Competitions: one module each. It reads a layout, knows the exact metric, writes and checks a submission.
+
+A new competition is one new module here, holding a `COMPETITION` that keeps to the protocol `Competition`, and one
+experiment file. What several competitions share is in formats/.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from pipeline.records import Dataset, Detections, Image
+
+
+class CompetitionError(ValueError):
+    """Data, a submission or a name that a competition cannot use. The message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of the data or of a submission, in plain words.
+
+    Attributes:
+        severity: an ``error`` spoils the file or costs score; a ``warning`` is legal but looks unintended.
+        place: the file, image or records it was found in.
+        text: what is wrong and, where it helps, what to do.
+        kind: a few words for faults of this sort, to count them by.
+    """
+
+    severity: Literal["error", "warning"]
+    place: str
+    text: str
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.place}: {self.text}"
+
+
+@dataclass
+class Integrity:
+    """What reading the data found: every survivable problem, and a few counts."""
+
+    problems: list[Problem] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, severity: Literal["error", "warning"], place: str, text: str, kind: str) -> None:
+        self.problems.append(Problem(severity, place, text, kind))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.facts,
+            "problems": [
+                {"severity": p.severity, "kind": p.kind, "file": p.place, "text": p.text} for p in self.problems
+            ],
+        }
+
+
+@dataclass
+class Prepared:
+    """A competition's data as the pipeline speaks it: images below the datasets' root, instances as compressed RLE."""
+
+    train: Dataset
+    test: Dataset
+    integrity: Integrity
+
+
+class Competition(Protocol):
+    """What the stages ask of a competition.
+
+    Attributes:
+        name: the module's name.
+        metric: the metric in words, as it stands in results.
+        suffix: of a submission file, e.g. ``.zip``.
+        max_detections: how many of an image's best-ranked detections (per class) the metric looks at; None for all.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+    @property
+    def max_detections(self) -> int | None: ...
+
+    def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
+        """Read the files as handed out, unpacking the images below `target`.
+
+        Raises:
+            CompetitionError: what cannot be survived: no archive, no images, unknown options.
+        """
+        ...
+
+    def stratum(self, image: Image) -> str:
+        """What the folds should be balanced by beyond classes and counts, e.g. the organ; empty where nothing is known."""
+        ...
+
+    def score(self, truth: Dataset, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The metric, exactly as the leaderboard computes it.
+
+        Args:
+            truth: images with their instances.
+            records: COCO results.
+
+        Returns:
+            ``{"competition", "metric", "score", "classes": {name: score or None}, …}``, plain JSON values.
+        """
+        ...
+
+    def write(self, detections: Detections, test: Dataset, path: Path) -> None:
+        """Write a submission under its final name, whole or not at all; the same rows give the same bytes."""
+        ...
+
+    def read_submission(self, path: Path, images: Dataset | None = None) -> list[dict[str, Any]]:
+        """The COCO results records of a submission.
+
+        Args:
+            images: the images' sizes, for formats that do not hold them themselves.
+
+        Raises:
+            CompetitionError: the file cannot be read.
+        """
+        ...
+
+    def read_ids(self, path: Path) -> Dataset:
+        """The test images (no instances) from the file that the competition hands out, or from a COCO json."""
+        ...
+
+    def validate(self, path: Path, ids: Dataset) -> list[Problem]:
+        """Every problem of a submission for these test images; it is acceptable when none is an error."""
+        ...
+
+
+def names() -> list[str]:
+    """The known competitions, in alphabetical order; nothing is imported."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+
+
+def get(name: str) -> Competition:
+    """The competition of this name.
+
+    Raises:
+        CompetitionError: there is none; the message names the nearest.
+    """
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise CompetitionError(f"there is no competition {name!r}{hint}; known: {', '.join(known)}")
+    return cast(Competition, importlib.import_module(f"{__name__}.{name}").COMPETITION)
+
+
+def check_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse options (`data.options` of the experiment) that a competition does not have.
+
+    Raises:
+        CompetitionError: naming the nearest known option.
+    """
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise CompetitionError(f"data.options.{key}: {name} has no such option{hint}; it has {', '.join(known)}")

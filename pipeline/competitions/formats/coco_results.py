@@ -1,0 +1,508 @@
+"""Submissions that are COCO results: a list of ``{image_id, bbox, score, category_id, segmentation}`` in a zip."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import math
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.competitions import CompetitionError, Problem
+from pipeline.files import writing
+from pipeline.masks import FOREGROUND, rle_to_crop
+from pipeline.records import Dataset, Detections, Image
+
+log = logging.getLogger("pipeline.competitions")
+
+MAX_JSON_BYTES = 512 << 20
+"""A submission that unpacks to more is refused unread: real ones hold a few MB."""
+
+KEYS = ("image_id", "bbox", "score", "category_id", "segmentation")
+"""Of a record, in the order in which they are written."""
+
+SHOWN = 3
+"""Places named of a fault that many records share."""
+
+
+# ---------------------------------------------------------------- reading ---------------------------------------------
+
+
+def load(path: Path, member: str, images: Dataset | None = None) -> tuple[Any, list[Problem]]:
+    """The JSON value of a submission, told by its content to be a zip, Parquet or bare JSON.
+
+    Args:
+        member: the name that the zip's one file should have; any other single JSON file is read too, with a problem.
+        images: the images' sizes, for a Detections file.
+
+    Returns:
+        The value, None when it cannot be read; and what is wrong with the container.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            return None, [Problem("error", path.name, f"holds {path.stat().st_size:,} bytes, too large for a submission")]
+        with open(path, "rb") as handle:
+            head = handle.read(4)
+    except FileNotFoundError:
+        return None, [Problem("error", str(path), "there is no such file")]
+    except OSError as error:
+        return None, [Problem("error", str(path), f"cannot be read: {error.strerror}")]
+    if head[:2] == b"PK" or path.suffix.lower() == ".zip":
+        content, problems = _from_zip(path, member)
+    elif head == b"PAR1":
+        return _from_parquet(path, images)
+    else:
+        content = path.read_bytes()
+        problems = [Problem("warning", path.name, f"is a bare JSON file; the leaderboard takes a zip that holds {member}")]
+    if content is None:
+        return None, problems
+    try:
+        return json.loads(content), problems
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        what = "is empty" if not content.strip() else f"is not JSON: {error}"
+        return None, [*problems, Problem("error", path.name, what, "not JSON")]
+
+
+def _from_zip(path: Path, member: str) -> tuple[bytes | None, list[Problem]]:
+    def error(text: str) -> Problem:
+        return Problem("error", path.name, text, "archive")
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = [info for info in archive.infolist() if not info.is_dir()]
+            problems = []
+            chosen = next((info for info in files if info.filename == member), None)
+            others = [info.filename for info in files if info.filename != member]
+            if chosen is None:
+                problems.append(error(_wrong_member(others, member)))
+                readable = [i for i in files if i.filename.lower().endswith(".json") and not _litter(i.filename)]
+                if len(readable) != 1:
+                    return None, problems
+                chosen = readable[0]
+            elif others:
+                text = f"holds {', '.join(others[:SHOWN])}{' …' if len(others) > SHOWN else ''} beside {member}"
+                problems.append(Problem("warning", path.name, text, "archive"))
+            if chosen.file_size > MAX_JSON_BYTES:
+                return None, [*problems, error(f"{chosen.filename} unpacks to {chosen.file_size:,} bytes, not a submission")]
+            return archive.read(chosen), problems
+    except zipfile.BadZipFile as fault:
+        return None, [error(f"is not a whole zip archive: {fault}")]
+    except (RuntimeError, NotImplementedError, EOFError, OSError) as fault:  # encrypted; unknown compression; cut off
+        return None, [error(f"cannot be unpacked: {fault}")]
+    except Exception as fault:
+        if type(fault).__module__ in ("zlib", "lzma"):
+            return None, [error(f"is damaged: {fault}")]
+        raise
+
+
+def _litter(name: str) -> bool:
+    return name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1].startswith(".")
+
+
+def _wrong_member(names: list[str], member: str) -> str:
+    if not names:
+        return f"is an empty archive; it must hold {member}"
+    nested = [name for name in names if name.replace("\\", "/").rsplit("/", 1)[-1] == member and not _litter(name)]
+    if nested:
+        return f"holds {nested[0]}; {member} must lie at the top, in no folder"
+    near = difflib.get_close_matches(member, names, n=1, cutoff=0.5)
+    shown = near[0] if near else ", ".join(names[:SHOWN])
+    return f"holds {shown} and no {member}; the file inside must have exactly that name"
+
+
+def _from_parquet(path: Path, images: Dataset | None) -> tuple[Any, list[Problem]]:
+    import pyarrow.parquet as pq
+
+    note = Problem("warning", path.name, "is a Parquet file; the leaderboard takes a zip of JSON", "archive")
+    try:
+        if b"maskfold" not in (pq.read_schema(path).metadata or {}):
+            return pq.read_table(path).to_pylist(), [note]
+        found = Detections.read(path)
+    except (ValueError, OSError, KeyError) as error:
+        return None, [Problem("error", path.name, f"is not a readable Parquet file: {error}", "archive")]
+    if images is None:
+        text = "holds detections without the images' sizes; give the images, or convert it with `encode`"
+        return None, [Problem("error", path.name, text, "archive")]
+    unknown = sorted(set(found.image_id.tolist()) - set(images.image))
+    if unknown:
+        return None, [Problem("error", path.name, f"speaks of image ids that are not known: {unknown[:10]}", "image id")]
+    try:
+        return found.to_coco({i.id: (i.height, i.width) for i in images.images}), [note]
+    except ValueError as error:
+        return None, [Problem("error", path.name, f"does not fit the images: {error}", "archive")]
+
+
+def read_records(path: Path, member: str, images: Dataset | None = None) -> list[dict[str, Any]]:
+    """The records of a submission that can be read at all; oddities of its container are logged.
+
+    Raises:
+        CompetitionError: it cannot be read, or is no list of records.
+    """
+    value, problems = load(path, member, images)
+    if value is None:
+        raise CompetitionError("\n".join(f"{path}: {p.text}" for p in problems if p.severity == "error"))
+    for problem in problems:
+        log.warning("%s", problem)
+    if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
+        raise CompetitionError(f"{path} holds {_shape(value)}, not a list of results records")
+    return value
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"an object with the keys {', '.join(list(value)[:5])}"
+    if isinstance(value, list):
+        return "a list of things that are not all objects"
+    return f"a {type(value).__name__}"
+
+
+# ---------------------------------------------------------------- ids -------------------------------------------------
+
+
+def read_ids(path: Path, categories: Mapping[int, str]) -> Dataset:
+    """Test images from a list of ``{file_name, height, id, width}`` or from a COCO json, without instances.
+
+    Raises:
+        CompetitionError: there is no such file, or it is neither; ids or names occur twice.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CompetitionError(f"there is no file {path}") from error
+    except (UnicodeDecodeError, ValueError) as error:
+        raise CompetitionError(f"{path} is not JSON: {error}") from error
+    return parse_ids(raw, str(path), categories)
+
+
+def parse_ids(raw: Any, place: str, categories: Mapping[int, str]) -> Dataset:
+    """`read_ids` of a parsed file; `place` names it in errors."""
+    rows = raw.get("images") if isinstance(raw, dict) else raw
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise CompetitionError(f"{place} is neither a list of images nor a COCO json with the key 'images'")
+    images = []
+    for number, row in enumerate(rows):
+        missing = [key for key in ("file_name", "height", "id", "width") if key not in row]
+        if missing:
+            raise CompetitionError(f"{place}: image {number} has no {' and no '.join(missing)}; it has {', '.join(row)}")
+        try:
+            images.append(Image(int(row["id"]), str(row["file_name"]), int(row["height"]), int(row["width"])))
+        except (TypeError, ValueError) as error:
+            raise CompetitionError(f"{place}: image {number} ({row['file_name']}): {error}") from error
+    for what, values in (("id", [i.id for i in images]), ("file_name", [i.file_name for i in images])):
+        twice = [str(value) for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise CompetitionError(f"{place}: the {what} {', '.join(twice[:SHOWN])} occurs more than once")
+    return Dataset(images, dict(categories))
+
+
+# ---------------------------------------------------------------- writing ---------------------------------------------
+
+
+def submission_records(detections: Detections, test: Dataset) -> list[dict[str, Any]]:
+    """Detections as records: image by image as in `test`, best first; boxes clipped to the image, empty masks left out.
+
+    A regressed box without area, which a scorer may take amiss, is replaced by its mask's.
+    """
+    position = {image.id: k for k, image in enumerate(test.images)}
+    unknown = sorted(set(detections.image_id.tolist()) - set(position))
+    if unknown:
+        raise CompetitionError(f"there are detections on images that are not to be submitted: {unknown[:10]}")
+    order = np.lexsort((-detections.score, [position[i] for i in detections.image_id.tolist()]))
+    records = []
+    for i in order.tolist():
+        crop = detections.crop(i)
+        if not (crop >= FOREGROUND).any():
+            continue
+        image = test.image[int(detections.image_id[i])]
+        x0, y0, x1, y1 = (float(v) for v in detections.box[i])
+        x0, x1 = max(x0, 0.0), min(x1, float(image.width))
+        y0, y1 = max(y0, 0.0), min(y1, float(image.height))
+        if not (x1 > x0 and y1 > y0):
+            x0, y0, x1, y1 = (float(v) for v in detections.mask_box[i])
+        records.append(
+            {
+                "image_id": image.id,
+                "bbox": [round(x0, 2), round(y0, 2), round(x1 - x0, 2), round(y1 - y0, 2)],
+                "score": float(detections.score[i]),
+                "category_id": int(detections.category_id[i]),
+                "segmentation": detections.rle(i, (image.height, image.width)),
+            }
+        )
+    return records
+
+
+def write_zip(records: Sequence[Mapping[str, Any]], path: Path, member: str) -> None:
+    """Write records as compact JSON into a zip with one deflated member; the same records give the same bytes."""
+    content = json.dumps(list(records), separators=(",", ":"), allow_nan=False).encode()
+    info = zipfile.ZipInfo(member, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3
+    info.external_attr = 0o644 << 16
+    with writing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr(info, content, compress_type=zipfile.ZIP_DEFLATED, compresslevel=9)
+
+
+# ---------------------------------------------------------------- checking --------------------------------------------
+
+
+class _Faults:
+    """Faults by what they are, so that one that a thousand records share is one problem with a few places."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[Literal["error", "warning"], str, str], list[str]] = defaultdict(list)
+
+    def add(self, severity: Literal["error", "warning"], kind: str, text: str, place: str) -> None:
+        self._places[severity, kind, text].append(place)
+
+    def problems(self) -> list[Problem]:
+        found = []
+        for (severity, kind, text), places in self._places.items():
+            more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
+            found.append(Problem(severity, ", ".join(places[:SHOWN]) + more, text, kind))
+        return sorted(found, key=lambda problem: problem.severity)
+
+
+def check(path: Path, member: str, ids: Dataset, categories: Iterable[int], max_detections: int | None) -> list[Problem]:
+    """Every problem of a submission.
+
+    Args:
+        member: the name of the zip's one file.
+        ids: the images that may be, and should be, spoken of.
+        categories: the category ids that count.
+        max_detections: more detections than this on one image (and class) is worth a warning.
+    """
+    value, problems = load(path, member, ids)
+    if value is None:
+        return problems
+    return problems + check_records(value, ids, categories, max_detections)
+
+
+def check_records(value: Any, ids: Dataset, categories: Iterable[int], max_detections: int | None) -> list[Problem]:
+    """`check` of the parsed content."""
+    if not isinstance(value, list):
+        return [Problem("error", "the file", f"holds {_shape(value)}; it must be a list of records", "structure")]
+    if not value:
+        return [Problem("error", "the file", "holds no detections at all; the scorer stops on an empty list", "structure")]
+    faults = _Faults()
+    known = sorted(set(categories))
+    boxes: list[tuple[np.ndarray, np.ndarray, str]] = []
+    masks: Counter[tuple[int, int, str]] = Counter()
+    scores: list[float] = []
+    per_image: Counter[tuple[int, int]] = Counter()
+    for number, record in enumerate(value):
+        place = f"record {number}"
+        if not isinstance(record, dict):
+            faults.add("error", "structure", "is not an object with image_id, score, …", f"{place} ({_short(record)})")
+            continue
+        _check_keys(record, place, faults)
+        image = _check_image(record, ids, place, faults)
+        category = _check_category(record, known, place, faults)
+        score = _check_score(record, place, faults)
+        box = _check_box(record, image, place, faults)
+        mask_box = _check_mask(record, image, place, faults)
+        if score is not None:
+            scores.append(score)
+        if image is not None:
+            place = f"{place} (image {image.id})"
+            if category is not None:
+                per_image[image.id, category] += 1
+            if box is not None and mask_box is not None:
+                boxes.append((box, mask_box, place))
+            if mask_box is not None and category is not None:
+                masks[image.id, category, str(record["segmentation"]["counts"])] += 1
+    _check_boxes_against_masks(boxes, faults)
+    _check_whole(ids, per_image, masks, scores, max_detections, faults)
+    return faults.problems()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_keys(record: Mapping[str, Any], place: str, faults: _Faults) -> None:
+    missing = [key for key in KEYS if key not in record]
+    spare = [key for key in record if key not in KEYS]
+    for key in list(spare):
+        near = difflib.get_close_matches(str(key).lower(), missing, n=1, cutoff=0.6)
+        if near:
+            faults.add("error", "key", f"the key {key!r} should be {near[0]!r}", place)
+            missing.remove(near[0])
+            spare.remove(key)
+    for key in missing:
+        faults.add("error", "key", f"the key {key!r} is missing", place)
+    for key in spare:
+        faults.add("warning", "key", f"the key {key!r} means nothing to the scorer", place)
+
+
+def _check_image(record: Mapping[str, Any], ids: Dataset, place: str, faults: _Faults) -> Image | None:
+    if "image_id" not in record:
+        return None
+    value = record["image_id"]
+    if not isinstance(value, int) or isinstance(value, bool):
+        faults.add("error", "image id", "image_id is not an integer", f"{place} ({_short(value)})")
+        return None
+    if value not in ids.image:
+        shown = sorted(ids.image)
+        span = ", ".join(map(str, shown)) if len(shown) <= 12 else f"{shown[0]} … {shown[-1]}"
+        text = f"image_id is not among the test images ({span}); the scorer refuses the whole file"
+        faults.add("error", "image id", text, f"{place} ({value})")
+        return None
+    return ids.image[value]
+
+
+def _check_category(record: Mapping[str, Any], known: Sequence[int], place: str, faults: _Faults) -> int | None:
+    if "category_id" not in record:
+        return None
+    value = record["category_id"]
+    if not isinstance(value, int) or isinstance(value, bool):
+        faults.add("error", "category", "category_id is not an integer", f"{place} ({_short(value)})")
+    elif value not in known:
+        hint = "; networks count classes from 0, the competition from 1" if value == 0 else ""
+        text = f"category_id is not one of {', '.join(map(str, known))}; the scorer passes over it{hint}"
+        faults.add("error", "category", text, f"{place} ({value})")
+    else:
+        return value
+    return None
+
+
+def _check_score(record: Mapping[str, Any], place: str, faults: _Faults) -> float | None:
+    if "score" not in record:
+        return None
+    value = record["score"]
+    if not _number(value):
+        faults.add("error", "score", "the score is not a number", f"{place} ({_short(value)})")
+    elif not math.isfinite(value):
+        faults.add("error", "score", "the score is not finite", f"{place} ({value})")
+    elif not 0 <= value <= 1:
+        faults.add("error", "score", "the score is outside 0..1", f"{place} ({value})")
+    else:
+        return float(value)
+    return None
+
+
+def _check_box(record: Mapping[str, Any], image: Image | None, place: str, faults: _Faults) -> np.ndarray | None:
+    """The box as (4,) float64 x, y, width, height, if it is one."""
+    if "bbox" not in record:
+        return None
+    value = record["bbox"]
+    if not isinstance(value, list) or len(value) != 4 or not all(_number(v) and math.isfinite(v) for v in value):
+        faults.add("error", "box", "bbox is not four numbers [x, y, width, height]", f"{place} ({_short(value)})")
+        return None
+    if value[2] < 0 or value[3] < 0:
+        faults.add("error", "box", "bbox has a negative width or height", f"{place} ({_short(value)})")
+        return None
+    box = np.array(value, np.float64)
+    if image is not None:
+        beyond = max(-box[0], -box[1], box[0] + box[2] - image.width, box[1] + box[3] - image.height)
+        if beyond > 1:
+            text = "bbox reaches out of the image"
+            faults.add("warning", "box", text, f"{place} ({_short(value)} in {image.width}x{image.height})")
+    return box
+
+
+def _check_mask(record: Mapping[str, Any], image: Image | None, place: str, faults: _Faults) -> np.ndarray | None:
+    """The mask's tight box as (4,) float64 x, y, width, height, if it is a mask."""
+
+    def error(text: str, detail: Any = None) -> None:
+        faults.add("error", "mask", text, place if detail is None else f"{place} ({detail})")
+
+    if "segmentation" not in record:
+        return None
+    value = record["segmentation"]
+    if isinstance(value, list):
+        error("segmentation is a polygon; it must be a compressed RLE {size, counts}")
+        return None
+    if not isinstance(value, dict) or not {"size", "counts"} <= set(value):
+        error("segmentation is not an RLE {size, counts}", _short(value))
+        return None
+    size, counts = value["size"], value["counts"]
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in size)):
+        error("the mask's size is not [height, width]", _short(size))
+        return None
+    if isinstance(counts, list):
+        error("the mask's counts are a list of numbers; they must be COCO's compressed text")
+        return None
+    if not isinstance(counts, str):
+        error("the mask's counts are not text", _short(counts))
+        return None
+    if image is not None and size != [image.height, image.width]:
+        swapped = "; height comes first" if size == [image.width, image.height] else ""
+        error(
+            f"the mask's size is not the image's{swapped}; bring masks back to the original image",
+            f"{size}, image {image.id} is [{image.height}, {image.width}]",
+        )
+        return None
+    if image is None and not 0 < size[0] * size[1] <= 1 << 32:
+        return None
+    try:
+        box, _ = rle_to_crop(value)
+    except ValueError as fault:
+        error("the mask's run lengths are wrong", str(fault))
+        return None
+    if box[2] <= box[0]:
+        error("the mask is empty: it can only be a false positive")
+        return None
+    return np.array([box[0], box[1], box[2] - box[0], box[3] - box[1]], np.float64)
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N,) IoU of boxes (N, 4) x0, y0, x1, y1, pair by pair."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    common = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
+    union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - common
+    return np.asarray(np.divide(common, union, out=np.zeros_like(union), where=union > 0))
+
+
+def _check_boxes_against_masks(found: Sequence[tuple[np.ndarray, np.ndarray, str]], faults: _Faults) -> None:
+    """Boxes that fit their masks only when read as corners, and boxes that lie elsewhere than their masks."""
+    if not found:
+        return
+    given, mask = np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
+    mask = np.concatenate([mask[:, :2], mask[:, :2] + mask[:, 2:]], axis=1)
+    as_size = _overlap(np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1), mask)
+    as_corners = _overlap(given, mask)
+    corners = as_corners > as_size + 0.1
+    if corners.mean() > 0.5:
+        text = "bbox looks like corners [x0, y0, x1, y1]; it must be [x, y, width, height]"
+        for i in np.flatnonzero(corners):
+            faults.add("error", "box", text, found[i][2])
+        return
+    for i in np.flatnonzero(as_size < 0.05):
+        faults.add("warning", "box", "bbox and mask lie in different places; one of them may be of a resized image", found[i][2])
+
+
+def _check_whole(
+    ids: Dataset,
+    per_image: Counter[tuple[int, int]],
+    masks: Counter[tuple[int, int, str]],
+    scores: Sequence[float],
+    max_detections: int | None,
+    faults: _Faults,
+) -> None:
+    spoken = {image_id for image_id, _ in per_image}
+    for image in ids.images:
+        if image.id not in spoken:
+            text = "has no detection in the submission"
+            faults.add("warning", "image id", text, f"image {image.id} ({image.file_name})")
+    for (image_id, _), count in sorted(per_image.items()):
+        if max_detections is not None and count > max_detections:
+            text = f"more than {max_detections} detections; only the {max_detections} best-scored count"
+            faults.add("warning", "count", text, f"image {image_id} ({count})")
+    for (image_id, _, _), count in masks.items():
+        if count > 1:
+            faults.add("warning", "duplicate", "the same mask more than once; all but one are false", f"image {image_id}")
+    if len(scores) >= 20:
+        value, count = Counter(scores).most_common(1)[0]
+        if count > len(scores) / 2:
+            text = "more than half of the scores are the same; the metric ranks by score"
+            faults.add("warning", "score", text, f"{count} of {len(scores)} records ({value})")

@@ -1,0 +1,309 @@
+"""NYCU VRDL 2021, homework 3: nuclei in H&E tissue, 24 training and 6 test images of 1000x1000 (MoNuSeg, from TCGA).
+
+Layout, as a zip or unpacked, with or without the outer folder::
+
+    dataset/train/<TCGA barcode>/images/<TCGA barcode>.png
+    dataset/train/<TCGA barcode>/masks/mask_0001.png …      one nucleus each, 0 and 255
+    dataset/test/<TCGA barcode>.png
+    dataset/test_img_ids.json                               [{"file_name", "height", "id", "width"}, …]
+
+Submission: a zip with one member answer.json, COCO results with category 1. Metric: pycocotools' segm AP50 with 100
+detections an image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
+from pipeline.competitions.formats import png
+from pipeline.competitions.formats.archive import Archive, is_stray
+from pipeline.competitions.formats.coco_competition import CocoCompetition
+from pipeline.competitions.formats.coco_results import parse_ids
+from pipeline.files import writing
+from pipeline.masks import crop_to_rle
+from pipeline.metrics.coco_ap import Evaluation
+from pipeline.records import Dataset, Image, Instance
+
+NUCLEUS = 1
+
+TRUTH_CAP = 390
+"""Truths of one image that count as findable in ``ap50_capped_truths``: the six test images hold 2,360 nuclei, 393 each.
+
+A training image with 1,862 nuclei, of which 100 detections can find 100, caps AP50 far lower than a test image does, and
+drowns the others. With this cap an out-of-fold score is on the leaderboard's scale."""
+
+IDS = "test_img_ids.json"
+
+ORGAN = {
+    "18": "lung", "21": "lung", "38": "lung", "49": "lung", "50": "lung",
+    "A7": "breast", "AR": "breast", "E2": "breast",
+    "B0": "kidney", "HE": "kidney",
+    "CH": "prostate", "G9": "prostate",
+    "DK": "bladder", "G2": "bladder",
+    "AY": "colon", "NH": "colon",
+    "KB": "stomach", "RD": "stomach",
+}  # fmt: skip
+"""By tissue source site, the second part of a TCGA barcode (TCGA's table of source sites)."""
+
+
+@dataclass
+class _TrainImage:
+    """One training image's files, and what reading them gave."""
+
+    name: str
+    image: str | None = None
+    masks: list[str] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    rles: list[dict[str, Any]] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    usable: bool = True
+
+    def fault(self, severity: Any, place: str, text: str, kind: str) -> None:
+        self.problems.append(Problem(severity, place, text, kind))
+
+
+class Vrdl2021(CocoCompetition):
+    name = "vrdl2021"
+    metric = "segm AP50 maxDets=100"
+    member = "answer.json"
+    categories: Mapping[int, str] = {NUCLEUS: "nucleus"}
+
+    def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
+        """Read the archive or folder.
+
+        Args:
+            options: ``group``: what the folds must not split. ``site`` (default): images of one tissue source site share
+                the slide preparation, the stain and the scanner, and often the organ, so a site in training gives its
+                look away. ``patient``: images of one TCGA participant only; half of the test images come from sites that
+                training knows, so this is nearer to the leaderboard, and more hopeful.
+        """
+        check_options(self.name, options, ["group"])
+        group = options.get("group", "site")
+        if group not in ("site", "patient"):
+            raise CompetitionError(f"data.options.group is {group!r}; it must be 'site' or 'patient'")
+        if path is None:
+            raise CompetitionError("vrdl2021 needs its dataset.zip: set data.path in the experiment file or pass --data PATH")
+        with Archive(path) as archive:
+            root = _root(archive)
+            integrity = Integrity()
+            if archive.unsafe:
+                text = f"names that leave the archive are not read: {', '.join(archive.unsafe[:3])}"
+                integrity.add("warning", str(path), text, "unsafe name")
+            found = _list_train(archive, root, integrity)
+            for train_image in found:
+                _read_train(archive, train_image, target)
+            train = _train_dataset(found, group, target, integrity)
+            test = self._read_test(archive, root, target, integrity)
+        _remove_others(target, train, test)
+        integrity.facts = {
+            "competition": self.name,
+            "source": str(path),
+            "train_images": len(train.images),
+            "train_instances": len(train.instances),
+            "test_images": len(test.images),
+            "mask_files": sum(len(t.masks) for t in found),
+        }
+        return Prepared(train, test, integrity)
+
+    def _read_test(self, archive: Archive, root: str, target: Path, integrity: Integrity) -> Dataset:
+        place = f"{IDS} in {archive.path}"
+        try:
+            raw = json.loads(archive.read(root + IDS))
+        except (UnicodeDecodeError, ValueError) as error:
+            if isinstance(error, CompetitionError):
+                raise
+            raise CompetitionError(f"{place} is not JSON: {error}") from error
+        ids = parse_ids(raw, place, self.categories)
+        files = {
+            name[len(root) + 5 :]: name for name in archive.names if name.startswith(f"{root}test/") and not is_stray(name)
+        }
+        images, missing = [], []
+        for image in sorted(ids.images, key=lambda i: i.id):
+            if image.file_name not in files:
+                missing.append(f"test/{image.file_name}: it is in {IDS} but not in {archive.path}")
+                continue
+            try:
+                content = archive.read(files[image.file_name])
+                header = png.parse(content)
+                if (header.height, header.width) != (image.height, image.width):
+                    raise ValueError(f"it is {header.width}x{header.height}, {IDS} says {image.width}x{image.height}")
+            except ValueError as error:
+                missing.append(f"test/{image.file_name}: {error}")
+                continue
+            name = f"images/test/{PurePosixPath(image.file_name).name}"
+            _store(content, target / name)
+            images.append(Image(image.id, name, image.height, image.width, _groups(image.file_name, "site")))
+        if missing or not images:
+            raise CompetitionError(
+                "every test image must be whole, or the submission is not; get the archive again:\n  "
+                + "\n  ".join(missing or ["there is no test image"])
+            )
+        for name in sorted(set(files) - {i.file_name for i in ids.images}):
+            integrity.add("warning", f"test/{name}", f"is not in {IDS}: it is not predicted", "unknown id")
+        return Dataset(images, dict(self.categories), root=target)
+
+    def stratum(self, image: Image) -> str:
+        site = _groups(image.file_name, "site").removeprefix("TCGA-")
+        return ORGAN.get(site, site)
+
+    def summary(self, truth: Dataset, evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {**super().summary(truth, evaluation, records), "ap50_capped_truths": evaluation.ap(cap=TRUTH_CAP)}
+
+
+def _groups(file_name: str, what: str) -> str:
+    """``TCGA-HE`` (site) or ``TCGA-HE-7128`` (patient) of a TCGA barcode; the whole stem of any other name."""
+    stem = PurePosixPath(file_name).stem
+    parts = stem.split("-")
+    if len(parts) < 3 or parts[0] != "TCGA":
+        return stem
+    return "-".join(parts[: 2 if what == "site" else 3])
+
+
+def _root(archive: Archive) -> str:
+    """The folder inside that holds train/ and the ids, with a trailing slash unless it is the top."""
+    places = [name[: -len(IDS)] for name in archive.names if PurePosixPath(name).name == IDS and not is_stray(name)]
+    good = [place for place in places if any(name.startswith(f"{place}train/") for name in archive.names)]
+    if good:
+        return min(good, key=len)
+    top = sorted({name.split("/")[0] for name in archive.names})[:8]
+    what = "train/ beside " + IDS if places else IDS
+    raise CompetitionError(f"{archive.path} holds no {what}; is it the dataset.zip of VRDL 2021? It has {', '.join(top) or 'nothing'}")
+
+
+def _list_train(archive: Archive, root: str, integrity: Integrity) -> list[_TrainImage]:
+    """Sort the names below train/ into images and their masks; the rest is reported and left."""
+    found: dict[str, _TrainImage] = {}
+    others: dict[str, list[str]] = defaultdict(list)
+    stray = [name for name in archive.names if name.startswith(f"{root}test/") and is_stray(name)]
+    for name in archive.names:
+        if not name.startswith(f"{root}train/"):
+            continue
+        parts = name[len(root) + 6 :].split("/")
+        copy = any("_aug" in part for part in parts)
+        if is_stray(name) or copy or len(parts) != 3 or not parts[2].lower().endswith(".png"):
+            stray.append(name)
+            continue
+        folder, kind, file = parts
+        if kind == "masks" and file.startswith("mask_"):
+            found.setdefault(folder, _TrainImage(folder)).masks.append(name)
+        elif kind == "images" and file == f"{folder}.png":
+            found.setdefault(folder, _TrainImage(folder)).image = name
+        elif kind == "images":
+            others[folder].append(name)
+        else:
+            stray.append(name)
+    for folder, names in others.items():
+        train = found.setdefault(folder, _TrainImage(folder))
+        if train.image is None and len(names) == 1:
+            train.image = names[0]
+        else:
+            stray += names
+    if stray:
+        shown = ", ".join(name[len(root) :] for name in stray[:3])
+        text = f"{len(stray)} files that are no part of the data are ignored: {shown}{' …' if len(stray) > 3 else ''}"
+        integrity.add("warning", str(archive.path), text, "stray files")
+    return [found[key] for key in sorted(found)]
+
+
+def _read_train(archive: Archive, train: _TrainImage, target: Path) -> None:
+    if train.image is None:
+        text = f"has {len(train.masks)} masks and no image; it is left out"
+        train.fault("error", f"train/{train.name}", text, "no image")
+        train.usable = False
+        return
+    try:
+        content = archive.read(train.image)
+        header = png.parse(content)
+    except ValueError as error:
+        train.fault("error", f"train/{train.name}/images", f"{error}; the image is left out", "damaged image")
+        train.usable = False
+        return
+    if not train.masks:
+        text = "has no masks; it is left out, for it would teach that its nuclei are background"
+        train.fault("error", f"train/{train.name}", text, "image without masks")
+        train.usable = False
+        return
+    train.size = (header.height, header.width)
+    _store(content, target / _stored_name(train.name))
+    seen: dict[tuple[bytes, bytes], str] = {}
+    count = np.zeros(train.size, np.uint8)
+    for name in train.masks:
+        place = f"train/{train.name}/masks/{PurePosixPath(name).name}"
+        try:
+            mask = png.read_mask(archive.read(name), *train.size)
+        except ValueError as error:
+            train.fault("error", place, f"{error}; it is left out", "damaged mask")
+            continue
+        if not mask.crop.size:
+            train.fault("warning", place, "is empty; it is left out", "empty mask")
+            continue
+        if not mask.binary:
+            text = "holds values other than 0 and 255; 128 and more is taken as nucleus, or all but 0 where there are none"
+            train.fault("warning", place, text, "values")
+        key = (mask.box.tobytes(), mask.crop.tobytes())
+        if key in seen:
+            train.fault("warning", place, f"is the same as {seen[key]}; it is left out", "duplicate mask")
+            continue
+        seen[key] = PurePosixPath(name).name
+        x0, y0, x1, y1 = mask.box.tolist()
+        part = count[y0:y1, x0:x1]
+        np.add(part, mask.crop, out=part, where=part < 255)
+        train.boxes.append(mask.box)
+        train.rles.append(crop_to_rle(mask.crop, mask.box.tolist(), train.size, threshold=1))
+        train.areas.append(int(mask.crop.sum()))
+    shared = int((count > 1).sum())
+    if shared:
+        text = f"{shared:,} pixels lie in more than one mask ({100 * shared / max(sum(train.areas), 1):.1f} % of the nuclei)"
+        train.fault("warning", f"train/{train.name}", text, "overlapping masks")
+    if not train.rles:
+        train.fault("error", f"train/{train.name}", "has no usable mask; it is left out", "image without masks")
+        train.usable = False
+
+
+def _train_dataset(found: list[_TrainImage], group: str, target: Path, integrity: Integrity) -> Dataset:
+    images, instances = [], []
+    for train in found:
+        integrity.problems += train.problems
+        if not train.usable:
+            continue
+        image = Image(len(images) + 1, _stored_name(train.name), *train.size, _groups(train.name + ".png", group))
+        images.append(image)
+        for box, rle, area in zip(train.boxes, train.rles, train.areas, strict=True):
+            x0, y0, x1, y1 = (float(v) for v in box)
+            instances.append(
+                Instance(len(instances) + 1, image.id, NUCLEUS, rle, (x0, y0, x1 - x0, y1 - y0), float(area))
+            )
+    if not images:
+        reasons = "\n  ".join(str(problem) for problem in integrity.problems[:10])
+        raise CompetitionError(f"there is no usable training image:\n  {reasons or 'train/ is empty'}")
+    return Dataset(images, {NUCLEUS: "nucleus"}, instances, target)
+
+
+def _stored_name(name: str) -> str:
+    return f"images/train/{name}.png"
+
+
+def _store(content: bytes, path: Path) -> None:
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _remove_others(target: Path, *datasets: Dataset) -> None:
+    """Images of an earlier reading that the data no longer have would only confuse."""
+    kept = {dataset.path(image) for dataset in datasets for image in dataset.images}
+    for path in (target / "images").rglob("*.png"):
+        if path not in kept:
+            path.unlink()
+
+
+COMPETITION = Vrdl2021()
