@@ -1,0 +1,247 @@
+"""The division of the training images into folds: balanced, never splitting a group, and kept in a CSV to read and edit."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.files import writing
+from pipeline.records import Dataset, Image
+
+COLUMNS = ("image", "fold", "stratum", "group")
+
+
+class FoldsError(ValueError):
+    """A folds CSV that does not fit the images. The message names the file, the row, and the way out."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training image (by its `file_name`), the fold that validates on it, and what was balanced and kept together."""
+
+    image: str
+    fold: int
+    stratum: str = ""
+    group: str = ""
+
+
+# ---------------------------------------------------------------- dividing --------------------------------------------
+
+
+def divide(dataset: Dataset, count: int, seed: int, stratum: Callable[[Image], str] | None = None) -> list[Row]:
+    """Divide images into folds that are alike in images, strata, and instances and presence of every class.
+
+    Groups (`Image.group`; an image without one is its own) are never split. They are dealt out, the heaviest first, each
+    to the fold that most lacks what it holds; then groups change place, singly or against one another, while that makes
+    the folds more alike. The result depends on nothing but the arguments, and not on the images' order.
+
+    Args:
+        count: number of folds.
+        seed: decides between equals.
+        stratum: an image's stratum; what classes it holds where this is None or says nothing.
+
+    Returns:
+        One row per image, by file name.
+
+    Raises:
+        FoldsError: there are fewer groups than folds.
+    """
+    images = sorted(dataset.images, key=lambda image: image.file_name)
+    strata = [(stratum(image) if stratum else "") or _content(dataset, image) for image in images]
+    groups = [image.group or image.file_name for image in images]
+    names = sorted(set(groups))
+    if len(names) < count:
+        raise FoldsError(
+            f"{len(images)} images in {len(names)} groups cannot make {count} folds without splitting a group; "
+            f"set folds.count to {len(names)} or less"
+        )
+    index = {name: k for k, name in enumerate(names)}
+    features = _features(dataset, images, strata)
+    weights = np.zeros((len(names), features.shape[1]))
+    np.add.at(weights, [index[g] for g in groups], features)
+    fold = _deal(weights, count, np.random.default_rng(seed))
+    return [
+        Row(image.file_name, int(fold[index[g]]), s, image.group)
+        for image, s, g in zip(images, strata, groups, strict=True)
+    ]
+
+
+def _content(dataset: Dataset, image: Image) -> str:
+    present = sorted({instance.category_id for instance in dataset.by_image[image.id]})
+    return "+".join(dataset.categories.get(c, str(c)) for c in present) or "none"
+
+
+def _features(dataset: Dataset, images: Sequence[Image], strata: Sequence[str]) -> np.ndarray:
+    """(images, features) float64: what should be spread evenly; each column sums to its importance."""
+    kinds = sorted(set(strata))
+    columns: list[tuple[float, np.ndarray]] = [(2.0, np.ones(len(images)))]
+    columns += [(1.0, np.array([s == kind for s in strata], np.float64)) for kind in kinds if len(kinds) > 1]
+    counts = [Counter(i.category_id for i in dataset.by_image[image.id] if not i.crowd) for image in images]
+    for category_id in sorted({c for count in counts for c in count}):
+        held = np.array([count[category_id] for count in counts], np.float64)
+        columns += [(1.0, held), (0.5, (held > 0).astype(np.float64))]
+    return np.stack([importance * column / max(column.sum(), 1.0) for importance, column in columns], axis=1)
+
+
+def _deal(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Fold of every group. `weights` is (groups, features)."""
+    groups = len(weights)
+    fold = np.full(groups, -1, np.int64)
+    held = np.zeros((count, weights.shape[1]))
+    shuffled = rng.permutation(groups)
+    order = shuffled[np.argsort(-weights.sum(axis=1)[shuffled], kind="stable")]
+    preference = rng.permutation(count)
+    for position, g in enumerate(order):
+        # Of the folds still empty one must be taken as soon as there are only as many groups left.
+        empty = [f for f in preference if not (fold == f).any()]
+        open_folds = empty if empty and groups - position <= len(empty) else list(preference)
+        costs = [float((2 * held[f] * weights[g]).sum()) for f in open_folds]  # growth of the squared sums, but a constant
+        chosen = open_folds[int(np.argmin(costs))]
+        fold[g] = chosen
+        held[chosen] += weights[g]
+    if groups <= 300:
+        _improve(weights, fold, held)
+    return fold
+
+
+def _improve(weights: np.ndarray, fold: np.ndarray, held: np.ndarray, rounds: int = 20) -> None:
+    """Move single groups, and swap pairs, while the sum of squares over folds falls; in place."""
+
+    def change(a: int, b: int, moved: np.ndarray) -> float:
+        """Growth of the sum of squares when `moved` goes from fold a to fold b."""
+        return float((2 * moved * (held[b] - held[a] + moved)).sum())
+
+    for _ in range(rounds):
+        best, action = -1e-12, None
+        sizes = np.bincount(fold, minlength=len(held))
+        for g in range(len(weights)):
+            if sizes[fold[g]] > 1:
+                for f in range(len(held)):
+                    if f != fold[g] and (gain := change(fold[g], f, weights[g])) < best:
+                        best, action = gain, ((g, f),)
+            for h in range(g):
+                if fold[h] != fold[g] and (gain := change(fold[g], fold[h], weights[g] - weights[h])) < best:
+                    best, action = gain, ((g, fold[h]), (h, fold[g]))
+        if action is None:
+            return
+        for g, f in action:
+            held[fold[g]] -= weights[g]
+            held[f] += weights[g]
+            fold[g] = f
+
+
+# ---------------------------------------------------------------- the CSV ---------------------------------------------
+
+
+def to_csv(rows: Iterable[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows((row.image, row.fold, row.stratum, row.group) for row in rows)
+    return text.getvalue()
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    with writing(path) as temporary:
+        temporary.write_text(to_csv(rows))
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a folds CSV; only the columns image and fold are needed.
+
+    Raises:
+        FoldsError: a column is missing, a fold is not a whole number, an image stands there twice.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle, skipinitialspace=True)
+            fields = [field.strip() for field in reader.fieldnames or []]
+            reader.fieldnames = fields
+            table = list(reader)
+    except FileNotFoundError as error:
+        raise FoldsError(f"there is no folds CSV {path}; make it with: python -m pipeline split") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FoldsError(f"{path} is not a CSV: {error}") from error
+    missing = [column for column in COLUMNS[:2] if column not in fields]
+    if missing:
+        raise FoldsError(f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(fields) or 'none'}")
+    rows = []
+    for number, line in enumerate(table, start=2):
+        image, fold = (line["image"] or "").strip(), (line["fold"] or "").strip()
+        if not image and not fold:
+            continue
+        if not fold.isdecimal():
+            raise FoldsError(f"{path}, line {number}: the fold of {image} is {fold!r}; it must be a whole number from 0")
+        rows.append(Row(image, int(fold), (line.get("stratum") or "").strip(), (line.get("group") or "").strip()))
+    twice = [image for image, times in Counter(row.image for row in rows).items() if times > 1]
+    if twice:
+        raise FoldsError(f"{path} names {_some(twice)} more than once")
+    return rows
+
+
+def check(rows: Sequence[Row], path: Path, dataset: Dataset, count: int | None = None) -> list[str]:
+    """Hold a division against the images.
+
+    Args:
+        path: names the file in messages.
+        count: the experiment's number of folds, where that is known.
+
+    Returns:
+        Warnings: groups that are split, so that a fold is validated on what its training has as good as seen.
+
+    Raises:
+        FoldsError: unknown images, images without a fold, folds that are empty or too many.
+    """
+    known = {image.file_name: image for image in dataset.images}
+    faults = []
+    unknown = [row.image for row in rows if row.image not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.4)
+        faults.append(f"names images that are not in the data: {_some(unknown)}" + (f" (is it {near[0]}?)" if near else ""))
+    lost = sorted(set(known) - {row.image for row in rows})
+    if lost:
+        faults.append(f"misses images of the data: {_some(lost)}")
+    if count is not None:
+        used = {row.fold for row in rows}
+        spare, empty = sorted(used - set(range(count))), sorted(set(range(count)) - used)
+        if spare:
+            faults.append(f"has the folds {_some(spare)}, but folds.count is {count}, so folds run from 0 to {count - 1}")
+        if empty and rows:
+            faults.append(f"leaves the folds {_some(empty)} without an image (folds.count is {count})")
+    if faults:
+        raise FoldsError(
+            f"{path}\n  " + "\n  ".join(faults) + "\n  mend it, or delete it to have a new one made by: python -m pipeline split"
+        )
+    spread: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        group = known[row.image].group or row.group
+        if group:
+            spread[group].add(row.fold)
+    split = sorted(group for group, folds in spread.items() if len(folds) > 1)
+    if not split:
+        return []
+    return [f"{path} splits groups over folds, so that scores are flattered: {_some(split)}"]
+
+
+def read_folds(path: Path, dataset: Dataset) -> dict[int, int]:
+    """The fold of every image id of the dataset.
+
+    Raises:
+        FoldsError: the CSV cannot be read or does not fit the images.
+    """
+    rows = read_csv(path)
+    check(rows, path, dataset)
+    fold = {row.image: row.fold for row in rows}
+    return {image.id: fold[image.file_name] for image in dataset.images}
+
+
+def _some(things: Sequence[object], shown: int = 5) -> str:
+    more = f" and {len(things) - shown} more" if len(things) > shown else ""
+    return ", ".join(map(str, things[:shown])) + more

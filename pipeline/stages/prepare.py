@@ -1,0 +1,41 @@
+"""Read the competition's files into datasets and images."""
+
+from __future__ import annotations
+
+import logging
+
+from pipeline import competitions
+from pipeline.experiment import Experiment, Layout
+from pipeline.files import provenance, write_json
+
+log = logging.getLogger("pipeline.prepare")
+
+
+def run(experiment: Experiment, layout: Layout) -> competitions.Prepared:
+    """Write data/train.json, data/test.json, data/integrity.json and the images below data/images/.
+
+    Raises:
+        ExperimentError: there is no data where the experiment says.
+        CompetitionError: the data cannot be used at all. What can be survived stands in data/integrity.json.
+    """
+    competition = competitions.get(experiment.competition)
+    folder = layout.train_json.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = competition.read(experiment.data_path(), experiment.data.options, experiment.seed, folder)
+    prepared.train.write(layout.train_json)
+    prepared.test.write(layout.test_json)
+    facts = provenance(
+        experiment=experiment.name,
+        competition=experiment.competition,
+        options=experiment.data.options,
+        seed=experiment.seed,
+    )
+    write_json(layout.integrity, {**prepared.integrity.to_json(), "provenance": facts})
+    for problem in prepared.integrity.problems:
+        log.warning("%s", problem)
+    log.info(
+        "%s: %d training images with %d instances, %d test images, %d problems (%s)",
+        experiment.competition, len(prepared.train.images), len(prepared.train.instances), len(prepared.test.images),
+        len(prepared.integrity.problems), layout.integrity,
+    )  # fmt: skip
+    return prepared

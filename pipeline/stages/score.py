@@ -1,0 +1,125 @@
+"""Score the out-of-fold detections of every model and of their ensemble; or any submission against any truth."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import competitions
+from pipeline.competitions import Competition
+from pipeline.experiment import Experiment, Layout
+from pipeline.files import provenance, write_json
+from pipeline.folds import read_folds
+from pipeline.metrics import coco_ap
+from pipeline.records import Dataset, Detections, read_images
+from pipeline.stages.encode import submitted
+
+log = logging.getLogger("pipeline.score")
+
+CURVE_IOU = 0.5
+
+
+def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
+    """Write scores.json, all out of fold: no detection is of a model that has trained on its image.
+
+    ``{"competition", "metric", "images", "ensemble": {…}, "models": {name: {…}}, "provenance"}`` where each ``{…}`` is
+    what the competition's metric gives (``score``, ``classes``, …) with ``folds``: {fold: score}, and ``curves``: {class:
+    {"recall": (101,), "precision": (101,)}} at IoU 0.5. A model stands there as it predicts, under its first view alone;
+    all are cut to what would be submitted.
+
+    Raises:
+        FileNotFoundError: a stage before this one has not run; the message names its command.
+    """
+    competition = competitions.get(experiment.competition)
+    truth = Dataset.read(layout.train_json)
+    fold_of = read_folds(layout.folds, truth)
+    used = experiment.validation_folds()
+    truth = truth.subset(image_id for image_id, fold in fold_of.items() if fold in used)
+    models = {}
+    for name in experiment.models:
+        models[name] = _standing(competition, truth, submitted(_alone(experiment, layout, name), experiment.submission), fold_of)
+        log.info("%s: %.4f", name, models[name]["score"])
+    fused = _existing(layout.fused("oof"), "python -m pipeline fuse")
+    ensemble = _standing(competition, truth, submitted(Detections.read(fused), experiment.submission), fold_of)
+    log.info("ensemble: %.4f (%s, out of fold, %d images)", ensemble["score"], competition.metric, len(truth.images))
+    scores = {
+        "competition": competition.name,
+        "metric": competition.metric,
+        "images": len(truth.images),
+        "ensemble": ensemble,
+        "models": models,
+        "provenance": provenance(experiment=experiment.name, submission=experiment.submission.model_dump()),
+    }
+    write_json(layout.scores, scores)
+    return scores
+
+
+def _alone(experiment: Experiment, layout: Layout, model: str) -> Detections:
+    """A model's out-of-fold detections of all trained folds, under its first view."""
+    view = experiment.views(model, "oof")[0]
+    tables = []
+    for fold in experiment.validation_folds():
+        path = layout.predictions(model, str(fold), "oof")
+        for table in read_images(_existing(path, f"python -m pipeline predict --model {model} --fold {fold} --part oof")):
+            own = [k for k, source in enumerate(table.sources) if source.rsplit("/", 1)[-1] == view]
+            tables.append(table.take(np.isin(table.source, own)))
+    return Detections.concatenate(tables)
+
+
+def _existing(path: Path, command: str) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; make it with: {command}")
+    return path
+
+
+def _standing(
+    competition: Competition, truth: Dataset, detections: Detections, fold_of: Mapping[int, int]
+) -> dict[str, Any]:
+    """What the metric gives, over all images and fold by fold, with the precision-recall curves."""
+    records = detections.to_coco({image.id: (image.height, image.width) for image in truth.images})
+    result = {k: v for k, v in competition.score(truth, records).items() if k not in ("competition", "metric")}
+    folds = {}
+    for fold in sorted({fold_of[image.id] for image in truth.images}):
+        images = {image.id for image in truth.images if fold_of[image.id] == fold}
+        own = [record for record in records if record["image_id"] in images]
+        folds[str(fold)] = competition.score(truth.subset(images), own)["score"]
+    return {**result, "folds": folds, "curves": _curves(competition, truth, detections)}
+
+
+def _curves(competition: Competition, truth: Dataset, detections: Detections) -> dict[str, Any]:
+    limit = competition.max_detections or max(len(detections), 1)
+    evaluation = coco_ap.evaluate(truth, detections, [CURVE_IOU], limit)
+    return {
+        truth.categories.get(category_id, str(category_id)): {
+            "recall": [round(float(v), 2) for v in coco_ap.RECALLS],
+            "precision": [round(float(v), 5) for v in curve[0]],
+        }
+        for category_id, ranking in evaluation.rankings.items()
+        if (curve := ranking.precision()) is not None
+    }
+
+
+def score_files(competition: str, truth_path: str | Path, submission_path: str | Path) -> dict[str, Any]:
+    """Score any submission (.zip, .json or .parquet) against a COCO annotation file.
+
+    Returns:
+        ``{"competition", "metric", "score", …}``, plain JSON values; the score is the leaderboard's to 1e-9.
+
+    Raises:
+        CompetitionError: there is no such competition; the submission cannot be read.
+        ValueError: the truth is not a COCO annotation file; the submission speaks of other images, or holds a damaged mask.
+        FileNotFoundError: a file is not there.
+    """
+    chosen = competitions.get(competition)
+    truth = Dataset.read(_existing_file(Path(truth_path)))
+    return chosen.score(truth, chosen.read_submission(_existing_file(Path(submission_path)), truth))
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    return path
