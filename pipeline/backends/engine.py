@@ -162,7 +162,8 @@ def run(
     try:
         runner.train()
     finally:
-        for handler in list(runner.logger.handlers):
+        for handler in list(runner.logger.handlers):  # MMEngine's logger outlives the runner and would hold its files open
+            runner.logger.removeHandler(handler)
             handler.close()
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):

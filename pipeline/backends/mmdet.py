@@ -15,6 +15,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BaseInstanceMasks, BitmapMasks
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader, load_state_dict
 from mmengine.structures import InstanceData
 from torch import nn
@@ -86,6 +87,7 @@ def build(model: ModelSettings, classes: int) -> nn.Module:
     config = read_config(model, classes)
     if model.weights != "config":
         _forget_pretrained(config.model)
+    MMLogger.get_current_instance().setLevel("ERROR")  # it lists every parameter's first value otherwise
     network: nn.Module = MODELS.build(config.model)
     network.init_weights()  # type: ignore[operator]
     source = config.get("load_from") if model.weights == "config" else model.weights
