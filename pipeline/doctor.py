@@ -23,7 +23,7 @@ PYTHONS = ((3, 10), (3, 12))
 """Oldest and newest Python that every pinned package has a build for."""
 
 DRIVERS = {13: 580, 12: 525, 11: 450}
-"""The oldest NVIDIA driver that runs programs of a CUDA major version (NVIDIA, "CUDA Compatibility", minor versions)."""
+"""The oldest NVIDIA driver that runs programs of a CUDA major version (NVIDIA, "CUDA Compatibility")."""
 
 DISK = (3e9, 15e9)
 """Free bytes without which nothing works, and those that a large experiment may take."""
@@ -65,8 +65,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch: its version, the CUDA version that it is built for (None: CPU only), the architectures that it
-    has kernels for (``sm_75``, ``compute_90``), and whether it sees a GPU."""
+    """An installed torch.
+
+    Attributes:
+        cuda: the CUDA version that it is built for; None for the CPU only.
+        architectures: what it has kernels for, ``sm_75`` or ``compute_90``.
+        sees_gpu: whether it can use a GPU on this machine.
+    """
 
     version: str
     cuda: str | None
@@ -219,10 +224,14 @@ def _python(probes: Probes) -> Finding:
 
 
 def _pins(probes: Probes) -> Finding:
-    pins = re.findall(r"^([\w.-]+)==([\w.]+)", (PROJECT / "requirements.txt").read_text(), flags=re.M)
-    found = {name: probes.version(name) for name, _ in pins}
-    missing = [name for name, _ in pins if found[name] is None]
-    other = [f"{name} {found[name]} (not {pin})" for name, pin in pins if found[name] and found[name].split("+")[0] != pin]  # type: ignore[union-attr]
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (PROJECT / "requirements.txt").read_text(), flags=re.M))
+    found = {name: probes.version(name) or "" for name in pins}
+    missing = [name for name in pins if not found[name]]
+    other = [
+        f"{name} {version} (not {pins[name]})"
+        for name, version in found.items()
+        if version and version.split("+")[0] != pins[name]
+    ]
     if missing:
         text = f"{len(missing)} of {len(pins)} are missing: {', '.join(missing)}"
         return Finding("packages", "bad", text, "whatever uses them", ENVIRONMENT)
@@ -265,20 +274,34 @@ def _gpu(gpu: Gpu, torch: Torch | Exception, probes: Probes) -> Finding:
         kernels = f"this torch has no kernels for it (sm_{gpu.capability[0]}{gpu.capability[1]}), only for "
         return Finding(
             "GPU", "bad", f"{text}; {kernels}{', '.join(torch.architectures)}",
-            "everything that trains or predicts, unless the GPU is hidden (CUDA_VISIBLE_DEVICES= bash run_all.sh)", anew,
+            "training and predicting, unless the GPU is hidden (CUDA_VISIBLE_DEVICES= bash run_all.sh)", anew,
         )  # fmt: skip
     if not torch.sees_gpu:
         hidden = probes.setting("CUDA_VISIBLE_DEVICES")
         if hidden is not None:
-            return Finding("GPU", "note", f"{text}; hidden by CUDA_VISIBLE_DEVICES={hidden!r}", unused, "unset CUDA_VISIBLE_DEVICES")
-        return Finding("GPU", "note", f"{text}; torch does not see it", unused, "python -c 'import torch; torch.cuda.init()'  # says why")
+            return Finding(
+                "GPU",
+                "note",
+                f"{text}; hidden by CUDA_VISIBLE_DEVICES={hidden!r}",
+                unused,
+                "unset CUDA_VISIBLE_DEVICES",
+            )
+        return Finding(
+            "GPU",
+            "note",
+            f"{text}; torch does not see it",
+            unused,
+            "python -c 'import torch; torch.cuda.init()'  # says why",
+        )
     return Finding("GPU", "good", f"{text}; this torch has kernels for it")
 
 
 def _mmcv(torch: Torch | Exception, probes: Probes) -> Finding:
     for_cuda = _try(probes.mmcv_operators)
     if isinstance(for_cuda, Exception):
-        return Finding("mmcv", "bad", f"its operators do not work: {_told(for_cuda)}", "every MMDetection model", ENVIRONMENT)
+        return Finding(
+            "mmcv", "bad", f"its operators do not work: {_told(for_cuda)}", "every MMDetection model", ENVIRONMENT
+        )
     if for_cuda:
         return Finding("mmcv", "good", "operators for CPU and CUDA")
     if isinstance(torch, Torch) and torch.sees_gpu:
@@ -303,7 +326,9 @@ def _detectron2(probes: Probes) -> Finding:
     version = _try(probes.detectron2)
     if isinstance(version, Exception):
         install = f"{_here(sys.executable)} -m pip install --no-build-isolation -r requirements-detectron2.txt"
-        return Finding("Detectron2", "note", _told(version), "Detectron2 models: they are skipped, the rest runs", install)
+        return Finding(
+            "Detectron2", "note", _told(version), "Detectron2 models: they are skipped, the rest runs", install
+        )
     return Finding("Detectron2", "good", version)
 
 
@@ -315,7 +340,9 @@ def _disk(probes: Probes) -> Finding:
     if free < DISK[0]:
         return Finding("disk", "bad", text, "everything: a run writes checkpoints and images", elsewhere)
     if free < DISK[1]:
-        return Finding("disk", "note", text, "large experiments: several models on many folds take 15 GB and more", elsewhere)
+        return Finding(
+            "disk", "note", text, "large experiments: several models on many folds take 15 GB and more", elsewhere
+        )
     return Finding("disk", "good", text)
 
 
@@ -333,7 +360,9 @@ def _memory(probes: Probes) -> Finding:
 def _cores(probes: Probes) -> Finding:
     cores = probes.cores()
     if cores < 2:
-        return Finding("cores", "note", "1", "the documented times: everything takes twice as long", "a machine with more cores")
+        return Finding(
+            "cores", "note", "1", "the documented times: everything takes twice as long", "a machine with more cores"
+        )
     return Finding("cores", "good", str(cores))
 
 
@@ -345,7 +374,9 @@ def _tools(gpu: bool, probes: Probes) -> list[Finding]:
     if nvcc:
         findings.append(Finding("nvcc", "good", nvcc))
     elif gpu:
-        findings.append(Finding("nvcc", "note", "not installed", "compiling mmcv for the GPU", "install the CUDA toolkit"))
+        findings.append(
+            Finding("nvcc", "note", "not installed", "compiling mmcv for the GPU", "install the CUDA toolkit")
+        )
     else:
         findings.append(Finding("nvcc", "good", "not installed, and not needed without a GPU"))
     return findings

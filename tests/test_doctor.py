@@ -183,7 +183,9 @@ def test_this_machine_can_be_diagnosed(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_nvidia_smi_lists_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'Tesla P100-PCIE-16GB, 6.0, 16384, 535.104.05'\necho 'NVIDIA H200, odd, 9.0, 143771, 580.1'\n")
+    program.write_text(
+        "#!/bin/sh\necho 'Tesla P100-PCIE-16GB, 6.0, 16384, 535.104.05'\necho 'NVIDIA H200, odd, 9.0, 143771, 580.1'\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert doctor.find_gpus() == [

@@ -1,4 +1,4 @@
-"""Line charts and histograms as inline SVG whose colours and fonts are the page's, so that they follow light and dark."""
+"""Line charts and histograms as inline SVG, in the page's own colours and fonts, so that they follow light and dark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ SERIES = 8
 """Number of colours for series, ``--series-0`` and so on in style.css; further series start again."""
 
 # Colours that no chart needs, written by matplotlib and replaced by the page's variables.
-_PLACEHOLDERS = {"#010203": "var(--text)", "#010204": "var(--quiet)", "#010205": "var(--line)", "#010206": "var(--page)"}
+_PLACEHOLDERS = {
+    "#010203": "var(--text)",
+    "#010204": "var(--quiet)",
+    "#010205": "var(--line)",
+    "#010206": "var(--page)",
+}
 _PLACEHOLDERS |= {f"#0102{16 + k:02x}": f"var(--series-{k})" for k in range(SERIES)}
 _TEXT, _QUIET, _LINE, _PAGE = list(_PLACEHOLDERS)[:4]
 
@@ -184,5 +189,12 @@ def _for_the_page(text: str, title: str) -> str:
     text = re.sub(r"\bfont: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert size, text[:200]
-    head = f'<svg class="chart" role="img" aria-label="{html.escape(title)}" viewBox="{size[0][9:-1]}" style="max-width: {float(size[1]) * 1.35:.0f}px"'
-    return re.sub(r"<svg\b[^>]*", head, text, count=1)
+    attributes = {
+        "class": "chart",
+        "role": "img",
+        "aria-label": html.escape(title),
+        "viewBox": f"0 0 {size[1]} {size[2]}",
+        "style": f"max-width: {float(size[1]) * 1.35:.0f}px",
+    }
+    head = " ".join(f'{name}="{value}"' for name, value in attributes.items())
+    return f"<svg {head}{text[text.index('>') :]}"

@@ -1,4 +1,4 @@
-"""Pictures of the result: training images with what was found, missed and false, and test images with the final masks."""
+"""Pictures of the result: training images with what was found, missed and false, test images with the final masks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WHOLE = 400
 
 @dataclass(frozen=True)
 class Outline:
-    """One instance in a picture: SVG path data, what it is (true, found, missed, false, final), and what a pointer reads."""
+    """One instance in a picture: SVG path data, its kind (true, found, missed, false, final), and a label to point at."""
 
     path: str
     kind: str
@@ -81,7 +81,7 @@ def verdict_picture(dataset: Dataset, verdict: Verdict, detections: Detections, 
     """A training image with its true, found, missed and false instances outlined.
 
     Raises:
-        UnreadableImage: the image file is missing or broken.
+        UnreadableImageError: the image file is missing or broken.
     """
     image, names = verdict.image, dataset.categories
     truth = dataset.by_image[image.id]
@@ -115,7 +115,7 @@ def final_picture(dataset: Dataset, image: Image, detections: Detections) -> Pic
         detections: the image's rows.
 
     Raises:
-        UnreadableImage: the image file is missing or broken.
+        UnreadableImageError: the image file is missing or broken.
     """
     boxes = detections.mask_box
     extents = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])

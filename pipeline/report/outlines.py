@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 
-class UnreadableImage(ValueError):
+class UnreadableImageError(ValueError):
     """An image file that no decoder takes. The message names the file."""
 
 
@@ -20,13 +20,13 @@ def read_image(path: Path) -> np.ndarray:
         99.5 percentiles.
 
     Raises:
-        UnreadableImage: there is no such file, or it cannot be decoded.
+        UnreadableImageError: there is no such file, or it cannot be decoded.
     """
     import cv2
 
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise UnreadableImage(f"{path} is missing or not an image")
+        raise UnreadableImageError(f"{path} is missing or not an image")
     if image.dtype != np.uint8:
         low, high = np.percentile(image, (0.5, 99.5))
         image = (np.clip((image.astype(np.float32) - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
@@ -65,8 +65,8 @@ def outline(mask: np.ndarray, corner: tuple[int, int], coarseness: float = 0.5) 
         coarseness: how far, in pixels, the path may leave the border.
 
     Returns:
-        Moves and relative lines in whole pixels; the group that holds the path shifts it by half a pixel. A single pixel
-        becomes a dot. Empty for an empty mask.
+        Moves and relative lines in whole pixels; the group that holds the path shifts it by half a pixel. A single
+        pixel becomes a dot. Empty for an empty mask.
     """
     import cv2
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import platform
 import subprocess
 import sys
@@ -24,13 +23,11 @@ from pipeline.records import Dataset, Detections
 from pipeline.report import data as data_facts
 from pipeline.report import figures
 from pipeline.report.gallery import Picture, final_picture, spread, verdict_picture
-from pipeline.report.outlines import UnreadableImage
+from pipeline.report.outlines import UnreadableImageError
 from pipeline.report.scores import Step, precision_recall, read_ladder, read_scores
 from pipeline.report.timings import read_benchmarks
 from pipeline.report.training import Training, trainings
 from pipeline.report.verdicts import best_threshold, choose, judge
-
-log = logging.getLogger("pipeline.report")
 
 TEST_IMAGES = 6
 """Test images shown."""
@@ -39,9 +36,17 @@ EVERY = 1_000_000_000
 """More detections than an image can have: the page's own matching is not cut off."""
 
 _PACKAGES = (
-    "torch", "torchvision", "onedl-mmdetection", "onedl-mmcv", "onedl-mmengine", "detectron2", "albumentations", "numpy",
-    "pycocotools", "snakemake",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "onedl-mmdetection",
+    "onedl-mmcv",
+    "onedl-mmengine",
+    "detectron2",
+    "albumentations",
+    "numpy",
+    "pycocotools",
+    "snakemake",
+)
 
 
 @dataclass
@@ -84,9 +89,13 @@ def build(experiment: Experiment, layout: Layout) -> str:
     ]
     folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(duration=duration, bytes=bytes_, thousands=thousands, figure=figure)
+    environment.filters.update(duration=duration, bytes=bytes_, thousands=thousands, measure=measure)
     return environment.get_template("template.html.j2").render(
         run=layout.run,
         description=experiment.description,
@@ -160,7 +169,7 @@ def _found(experiment: Experiment, layout: Layout, train: Dataset | None, notes:
         for verdict in verdicts:
             try:
                 pictures.append(verdict_picture(train, verdict, detections, match))
-            except UnreadableImage as error:
+            except UnreadableImageError as error:
                 notes.append(str(error))
         gallery.append((title, pictures))
     return _Found(_precision_recall_charts(train, detections, threshold), threshold, gallery)
@@ -200,7 +209,7 @@ def _finals(experiment: Experiment, layout: Layout, test: Dataset | None, notes:
     for image in spread(test.images, TEST_IMAGES):
         try:
             pictures.append(final_picture(test, image, detections.take(detections.image_id == image.id)))
-        except UnreadableImage as error:
+        except UnreadableImageError as error:
             notes.append(str(error))
     return pictures
 
@@ -225,7 +234,9 @@ def _learning_curves(done: list[Training]) -> list[str]:
             mean = np.nanmean(values[:, known], axis=0)
             parts.append(figures.Line(name, steps[known], mean, k, dashed=k >= figures.SERIES))
         if len(parts) > 1:
-            charts.append(figures.lines(parts, f"{model}: parts, mean of the folds", "iteration", "loss", _positive(parts)))
+            charts.append(
+                figures.lines(parts, f"{model}: parts, mean of the folds", "iteration", "loss", _positive(parts))
+            )
     return charts
 
 
@@ -259,7 +270,10 @@ def _submission(experiment: Experiment, layout: Layout) -> _Submission | None:
 
 
 def _versions(done: list[Training]) -> list[tuple[str, str]]:
-    rows = [("Python", sys.version.split()[0]), ("machine", f"{platform.system()} {platform.release()}, {platform.machine()}")]
+    rows = [
+        ("Python", sys.version.split()[0]),
+        ("machine", f"{platform.system()} {platform.release()}, {platform.machine()}"),
+    ]
     commit = _commit()
     if commit:
         rows.append(("code", commit))
@@ -287,7 +301,7 @@ def _commit() -> str:
 
 def duration(seconds: float) -> str:
     """Seconds in words: 3.2 s, 4 min 05 s, 2 h 10 min."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -306,7 +320,6 @@ def thousands(value: int) -> str:
     return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def figure(value: float) -> str:
+def measure(value: float) -> str:
     """A measure of unknown kind: counts as they are, anything else to four places."""
     return thousands(int(value)) if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
-

@@ -55,7 +55,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the fusion ladder: the score after it, its gain and the gain's interval, and whether it was adopted."""
+    """One step of the fusion ladder: the score after it, its gain with an interval, and whether it was adopted."""
 
     name: str
     score: float

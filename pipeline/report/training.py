@@ -59,11 +59,10 @@ def read_log(path: Path) -> list[dict[str, float]]:
     for text in path.read_text().splitlines():
         try:
             line = json.loads(text)
-            lines[int(line["iteration"])] = {
-                k: float(v) for k, v in line.items() if isinstance(v, (int, float)) and not isinstance(v, bool)
-            }
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            iteration = int(line["iteration"])
+        except (KeyError, TypeError, ValueError):
             continue
+        lines[iteration] = {k: float(v) for k, v in line.items() if isinstance(v, (int, float))}
     return [lines[k] for k in sorted(lines)]
 
 

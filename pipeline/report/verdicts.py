@@ -58,7 +58,7 @@ def best_threshold(detections: Detections, match: Match, truths: int) -> float:
 def judge(dataset: Dataset, detections: Detections, match: Match, threshold: float) -> list[Verdict]:
     """All images of the dataset, the best first; among equals the one with more instances first, as it says more.
 
-    Because COCO matches in order of score, the match of the detections above a threshold is the whole match cut off there.
+    COCO matches in order of score, so the match of the detections above a threshold is the whole match cut off there.
     """
     kept = match.ranked & ~match.ignored & (detections.score >= threshold)
     found: dict[int, list[int]] = {image.id: [] for image in dataset.images}
@@ -77,7 +77,7 @@ def judge(dataset: Dataset, detections: Detections, match: Match, threshold: flo
 
 
 def choose(verdicts: Sequence[Verdict], each: int = 3) -> list[tuple[str, list[Verdict]]]:
-    """Some of the best, the median and the worst images, none twice. Images without anything true or false come last."""
+    """Some of the best, the median and the worst images, none twice. Empty ones are shown only if all of them are."""
     telling = [v for v in verdicts if v.found or v.missed or v.false] or list(verdicts)
     if len(telling) <= each:
         return [("All images", telling)] if telling else []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.experiment import Experiment, Layout
-from pipeline.masks import crop_to_rle
+from pipeline.masks import crop_to_rle, rle_to_crop
 from pipeline.records import Dataset, Detections, Image, Instance
 
 CLASSES = {1: "round", 2: "long", 4: "ring <&> $"}
@@ -41,7 +41,7 @@ class DrawnRun:
                 "description": "Cells & rings, <drawn> for a test",
                 "competition": "vrdl2021",
                 "folds": {"count": self.folds},
-                "models": {name: model for name in self.models},
+                "models": dict.fromkeys(self.models, model),
             }
         )
         self.train = self._draw("train", self.images)
@@ -59,7 +59,9 @@ class DrawnRun:
                 center = (int(self.random.integers(0, width)), int(self.random.integers(0, height)))
                 axes = (int(self.random.integers(6, 16)), int(self.random.integers(6, 10)))
                 mask = np.zeros((height, width), np.uint8)
-                cv2.ellipse(mask, center, axes, float(self.random.uniform(0, 180)), 0, 360, 1, 4 if category == 4 else -1)
+                cv2.ellipse(
+                    mask, center, axes, float(self.random.uniform(0, 180)), 0, 360, 1, 4 if category == 4 else -1
+                )
                 mask[taken > 0] = 0
                 if mask.sum() < 30:
                     continue
@@ -80,28 +82,20 @@ class DrawnRun:
         height, width = self.size
         tables = []
         for image in truth.images:
-            grids, boxes, scores, categories = [], [], [], []
-
-            def add(box: Any, grid: np.ndarray, score: float, category: int) -> None:
-                boxes.append(box)  # noqa: B023
-                grids.append(grid)  # noqa: B023
-                scores.append(score)  # noqa: B023
-                categories.append(category)  # noqa: B023
-
-            from pipeline.masks import rle_to_crop
-
+            rows: list[tuple[tuple[int, int, int, int], np.ndarray, float, int]] = []
             for instance in truth.by_image[image.id]:
                 if self.random.random() < recall:
                     box, mask = rle_to_crop(instance.rle)
                     x = int(np.clip(box[0] + self.random.integers(-1, 2), 0, width - mask.shape[1]))
-                    moved = (x, box[1], x + mask.shape[1], box[3])
-                    add(moved, mask * np.uint8(255), float(self.random.uniform(0.5, 1)), instance.category_id)
+                    moved = (x, int(box[1]), x + mask.shape[1], int(box[3]))
+                    rows.append((moved, mask * np.uint8(255), float(self.random.uniform(0.5, 1)), instance.category_id))
             for _ in range(false):
                 x, y = int(self.random.integers(0, width - 20)), int(self.random.integers(0, height - 20))
                 grid = np.full((14, 14), 200, np.uint8)
-                add((x, y, x + 14, y + 14), grid, float(self.random.uniform(0, 0.7)), next(iter(self.classes)))
-            tables.append(Detections.build(image.id, categories, scores, np.array(boxes).reshape(-1, 4),
-                                           np.array(boxes).reshape(-1, 4), grids, "fused"))  # fmt: skip
+                rows.append(((x, y, x + 14, y + 14), grid, float(self.random.uniform(0, 0.7)), min(self.classes)))
+            boxes = np.array([row[0] for row in rows]).reshape(-1, 4)
+            grids, scores, categories = [r[1] for r in rows], [r[2] for r in rows], [r[3] for r in rows]
+            tables.append(Detections.build(image.id, categories, scores, boxes, boxes, grids, "fused"))
         return Detections.concatenate(tables)
 
     # ------------------------------------------------ the stages' files ----------------------------------------------
@@ -109,8 +103,15 @@ class DrawnRun:
     def prepare(self) -> None:
         self.train.write(self.layout.train_json)
         self.test.write(self.layout.test_json)
-        problem = {"severity": "warning", "kind": "stray file", "file": "train/.ipynb_checkpoints", "text": "<passed> over"}
-        self.write(self.layout.integrity, {"problems": [problem] * 5 + [{**problem, "severity": "error", "kind": "torn"}]})
+        problem = {
+            "severity": "warning",
+            "kind": "stray file",
+            "file": "train/.ipynb_checkpoints",
+            "text": "<passed> over",
+        }
+        self.write(
+            self.layout.integrity, {"problems": [problem] * 5 + [{**problem, "severity": "error", "kind": "torn"}]}
+        )
 
     def split(self) -> None:
         rows = [f"{i.file_name},{k % self.folds},,{i.group}" for k, i in enumerate(self.train.images)]
@@ -150,16 +151,16 @@ class DrawnRun:
     def score(self) -> None:
         def one(score: float) -> dict[str, Any]:
             folds = {str(k): score + 0.01 * (k - 0.5) for k in range(self.folds)}
-            return {"score": score, "folds": folds, "classes": {name: score for name in self.classes.values()}}
+            return {"score": score, "folds": folds, "classes": dict.fromkeys(self.classes.values(), score)}
 
         models = {name: one(0.75 + 0.02 * k) for k, name in enumerate(self.models)}
         ensemble = {**one(0.8125), "true_positives_at_100": 187, "AP75": 0.6}
         value = {"competition": "vrdl2021", "metric": "segm AP50 maxDets=100", "ensemble": ensemble, "models": models}
         self.write(self.layout.scores, value)
 
-    def encode(self) -> None:
+    def encode(self, records: list[dict[str, Any]] | None = None) -> None:
         sizes = {i.id: (i.height, i.width) for i in self.test.images}
-        records = self.detections(self.test).to_coco(sizes)
+        records = self.detections(self.test).to_coco(sizes) if records is None else records
         path = self.layout.submission()
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(path, "w") as archive:
