@@ -1,0 +1,366 @@
+"""The commands: ``python -m pipeline <stage> …``. Each is a thin shell around one stage's `run`.
+
+Messages go to standard error. Standard output holds the results of the commands that work on files alone: its last line is
+one JSON object. The exit status is 0 when all is well and 1 when it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.experiment import Experiment, Layout
+
+log = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a sub-command does in a line, which options it has, and what it calls."""
+
+    about: str
+    options: Callable[[argparse.ArgumentParser], None]
+    call: Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status. Known errors are told in one line; MASKFOLD_DEBUG=1 shows where they arose."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help") or given[0] not in COMMANDS:
+        return _help(given)
+    name, rest = given[0], given[1:]
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(f"python -m pipeline {name}", description=command.about)
+    command.options(parser)
+    options, unknown = parser.parse_known_intermixed_args(rest)
+    if unknown and name != "run":
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"[{name}] %(message)s", force=True)
+    for chatty in ("numba", "matplotlib", "PIL", "fontTools", "httpx", "albumentations"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        return command.call(options, unknown)
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command goes on from here")
+        # threads of a run may still wait for their stages, which end with this process
+        sys.stderr.flush()
+        os._exit(130)
+    except BrokenPipeError:
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        if (
+            os.environ.get("MASKFOLD_DEBUG")
+            or not str(error)
+            or type(error) in (RuntimeError, NotImplementedError, RecursionError)
+        ):
+            raise
+        log.error("error: %s", error)
+        return 1
+
+
+def _help(given: list[str]) -> int:
+    width = max(map(len, COMMANDS))
+    lines = [
+        "usage: python -m pipeline <command> …      (python -m pipeline <command> --help)",
+        "",
+        *(f"  {name:{width}}  {command.about}" for name, command in COMMANDS.items()),
+    ]
+    if given and given[0] not in ("-h", "--help"):
+        import difflib
+
+        near = difflib.get_close_matches(given[0], COMMANDS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        lines = [f"there is no command {given[0]!r}{hint}", "", *lines]
+    print("\n".join(lines), file=sys.stdout if given[:1] in (["-h"], ["--help"]) else sys.stderr)
+    return 0 if given[:1] in (["-h"], ["--help"]) else 1
+
+
+# ---------------------------------------------------------------- options ---------------------------------------------
+
+
+def _experiment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", help="name (in configs/experiments) or YAML file")
+    _selecting_options(parser)
+
+
+def _selecting_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="PATH", help="the competition's files, instead of data.path")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="a setting, e.g. train.iterations=500"
+    )
+    parser.add_argument("--model", metavar="NAME", action="append", help="only this model (may be repeated)")
+    parser.add_argument(
+        "--fold", metavar="K", action="append", help="only this fold: a number or 'all' (may be repeated)"
+    )
+    parser.add_argument(
+        "--root",
+        metavar="FOLDER",
+        type=Path,
+        default=os.environ.get("MASKFOLD_ROOT"),
+        help="holds artifacts/, folds/ and submissions/ (default: $MASKFOLD_ROOT, or the project's folder)",
+    )
+
+
+def _part_options(parser: argparse.ArgumentParser) -> None:
+    _experiment_options(parser)
+    parser.add_argument(
+        "--part", choices=("oof", "test"), action="append", help="only the out-of-fold or the test images"
+    )
+
+
+def _files_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """For the stages that also work on files alone: with --competition the arguments are submissions, not an experiment."""
+    parser.add_argument(
+        "experiment", nargs="+" if several else None, metavar="EXPERIMENT | SUBMISSION",
+        help="an experiment, by name or YAML file; with --competition: a submission (.zip, .json, .parquet, …)",
+    )  # fmt: skip
+    parser.add_argument("--competition", metavar="NAME", help="work on files alone, by the rules of this competition")
+    _selecting_options(parser)
+
+
+def _score_options(parser: argparse.ArgumentParser) -> None:
+    _files_options(parser)
+    parser.add_argument("--truth", metavar="FILE", help="with --competition: the true masks, a COCO annotation file")
+
+
+def _validate_options(parser: argparse.ArgumentParser) -> None:
+    _files_options(parser)
+    parser.add_argument(
+        "--ids", metavar="FILE", help="with --competition: the test images' ids as handed out, or a COCO file"
+    )
+
+
+def _fuse_options(parser: argparse.ArgumentParser) -> None:
+    _files_options(parser, several=True)
+    parser.add_argument("--output", metavar="FILE", help="with --competition: the fused submission")
+    parser.add_argument(
+        "--part", choices=("oof", "test"), action="append", help="only the out-of-fold or the test images"
+    )
+
+
+def _needed(options: argparse.Namespace, name: str) -> Path:
+    value = getattr(options, name)
+    if value is None:
+        raise ValueError(f"--competition works on files alone and needs --{name} FILE too")
+    return Path(value)
+
+
+def _print_json(result: dict[str, Any]) -> None:
+    print(json.dumps(result), flush=True)
+
+
+def _load(options: argparse.Namespace) -> tuple[Experiment, Layout]:
+    import yaml
+
+    from pipeline.experiment import PROJECT, ExperimentError, Layout, load
+
+    overrides: dict[str, Any] = {}
+    for item in options.set:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise ExperimentError(f"--set {item!r} is not KEY=VALUE")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ExperimentError(f"--set {key}: {value!r} is not a YAML value") from error
+    if options.data:
+        overrides["data.path"] = [str(Path(options.data).expanduser().absolute())]
+    experiment = load(options.experiment, overrides).only(options.model, options.fold)
+    root = Path(options.root).expanduser().absolute() if options.root else PROJECT
+    return experiment, Layout(experiment.name, root)
+
+
+# ---------------------------------------------------------------- the stages ------------------------------------------
+
+
+def _stage(options: argparse.Namespace) -> tuple[Experiment, Layout]:
+    """The experiment and its layout for one stage, which ends with the run that it is part of."""
+    from pipeline import supervision
+    from pipeline.backends import catalog
+
+    supervision.die_with_run()
+    experiment, layout = _load(options)
+    experiment, left_out = catalog.usable(experiment)
+    for line in left_out:
+        log.info("%s", line)
+    return experiment, layout
+
+
+def _prepare(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.stages import prepare
+
+    prepare.run(*_stage(options))
+    return 0
+
+
+def _split(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.stages import split
+
+    split.run(*_stage(options))
+    return 0
+
+
+def _train(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline import supervision
+
+    experiment, layout = _stage(options)
+    supervision.claim_gpu(layout.artifacts)
+    from pipeline.stages import train
+
+    for model in experiment.models:
+        for fold in experiment.fold_names():
+            train.run(experiment, layout, model, fold)
+    return 0
+
+
+def _predict(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline import supervision
+    from pipeline.experiment import ALL, ExperimentError
+
+    experiment, layout = _stage(options)
+    jobs = [
+        (model, fold, part)
+        for model in experiment.models
+        for fold in experiment.fold_names()
+        for part in options.part or ("oof", "test")
+        if not (fold == ALL and part == "oof")
+    ]
+    if not jobs:
+        raise ExperimentError(f"fold {ALL!r} is trained on every image, so it has no out-of-fold predictions")
+    supervision.claim_gpu(layout.artifacts)
+    from pipeline.stages import predict
+
+    for job in jobs:
+        predict.run(experiment, layout, *job)
+    return 0
+
+
+def _tune(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.stages import tune
+
+    tune.run(*_stage(options))
+    return 0
+
+
+def _encode(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.stages import encode
+
+    encode.run(*_stage(options))
+    return 0
+
+
+def _report(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.stages import report
+
+    report.run(*_stage(options))
+    return 0
+
+
+def _fuse(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.stages import fuse
+
+    if options.competition:
+        _print_json(fuse.fuse_files(options.competition, options.experiment, _needed(options, "output")))
+        return 0
+    if len(options.experiment) > 1:
+        raise ValueError("fuse takes one experiment, or with --competition several submissions")
+    options.experiment = options.experiment[0]
+    experiment, layout = _stage(options)
+    for part in options.part or ("oof", "test"):
+        fuse.run(experiment, layout, part)
+    return 0
+
+
+def _score(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.stages import score
+
+    if options.competition:
+        _print_json(score.score_files(options.competition, _needed(options, "truth"), options.experiment))
+        return 0
+    score.run(*_stage(options))
+    return 0
+
+
+def _validate(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.stages import validate
+
+    if options.competition:
+        problems, valid = validate.validate_files(options.competition, _needed(options, "ids"), options.experiment)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        _print_json({"competition": options.competition, "valid": valid, "problems": validate.to_json(problems)})
+        return 0 if valid else 1
+    validate.run(*_stage(options))
+    return 0
+
+
+# ---------------------------------------------------------------- the other commands ----------------------------------
+
+
+def _run(options: argparse.Namespace, unknown: list[str]) -> int:
+    from pipeline import graph
+
+    experiment, layout = _load(options)
+    succeeded = graph.run(experiment, layout, options.until, options.dry_run, options.cores, options.gpus, unknown)
+    return 0 if succeeded else 1
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", default="quickstart", help="name or YAML file (default: quickstart)")
+    _selecting_options(parser)
+    parser.add_argument("--until", choices=STAGES, metavar="STAGE", help=f"the last stage to run: {', '.join(STAGES)}")
+    parser.add_argument("--dry-run", "-n", action="store_true", help="say what would run and why, and run nothing")
+    parser.add_argument("--cores", type=int, metavar="N", help="CPU cores to use (default: all)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use, one training on each (default: all)")
+    parser.epilog = "Other options go to Snakemake, e.g. --forcerun fuse."
+
+
+def _models(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline.backends import catalog
+
+    listed = catalog.entries()
+    reach = catalog.reach(sorted({entry.weights for entry in listed if entry.weights}))
+    for entry in listed:
+        usable = "" if catalog.installed(entry.framework) else "  (not installed)"
+        print(f"{entry.name}\n    {entry.description}")
+        print(f"    framework: {entry.framework}{usable}\n    origin:    {entry.origin}")
+        print(f"    weights:   {f'{entry.weights} ({reach[entry.weights]})' if entry.weights else 'random'}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline import doctor
+
+    return doctor.run()
+
+
+def _no_options(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+COMMANDS = {
+    "run": Command("run everything that is not up to date, from the data to the submission", _run_options, _run),
+    "prepare": Command("read the competition's files into one data set", _experiment_options, _prepare),
+    "split": Command("divide the training images into folds", _experiment_options, _split),
+    "train": Command("train every model on every fold", _experiment_options, _train),
+    "predict": Command("predict with every checkpoint under every view", _part_options, _predict),
+    "tune": Command("choose the fusion's settings on out-of-fold predictions", _experiment_options, _tune),
+    "fuse": Command("fuse the predictions, or submission files", _fuse_options, _fuse),
+    "score": Command("score the out-of-fold result, or a submission file", _score_options, _score),
+    "encode": Command("write the submission", _experiment_options, _encode),
+    "validate": Command("check the submission, or a submission file", _validate_options, _validate),
+    "report": Command("write the run's report page", _experiment_options, _report),
+    "models": Command("list the model configs", _no_options, _models),
+    "doctor": Command("say what this machine has and what is missing", _no_options, _doctor),
+}
+
+STAGES = tuple(COMMANDS)[1:-2]
+"""In the order of the graph."""

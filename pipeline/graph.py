@@ -1,0 +1,158 @@
+"""Runs the stage graph (pipeline/Snakefile) of one experiment, and says what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from pipeline import competitions, supervision
+from pipeline.backends import catalog
+from pipeline.experiment import PROJECT, Experiment, Layout
+from pipeline.files import writing
+
+log = logging.getLogger("pipeline.run")
+
+SNAKEFILE = PROJECT / "pipeline" / "Snakefile"
+
+
+def run(
+    experiment: Experiment,
+    layout: Layout,
+    until: str | None = None,
+    dry_run: bool = False,
+    cores: int | None = None,
+    gpus: int | None = None,
+    options: Sequence[str] = (),
+) -> bool:
+    """Bring every artifact of a run up to date. True when nothing failed.
+
+    Args:
+        until: the last stage to run.
+        dry_run: say what would run, and run nothing.
+        cores: CPU cores to use (all by default).
+        gpus: GPUs to use (all by default); each holds one training at a time.
+        options: further ones for Snakemake.
+
+    Raises:
+        BlockingIOError: another process is at work on the same run.
+        ExperimentError: no model of the experiment can be used here, a model config is missing, or there are no data.
+        CompetitionError: there is no such competition.
+    """
+    experiment, left_out = catalog.usable(experiment)
+    for line in left_out:
+        log.info("%s", line)
+    competitions.get(experiment.competition)
+    for model in experiment.models.values():
+        catalog.fingerprint(model.config)
+    if not all(path.exists() for path in (layout.train_json, layout.test_json, layout.integrity)):
+        experiment.data_path()  # raises where there are no data to make them from
+    cores = cores or len(os.sched_getaffinity(0))
+    gpus = len(supervision.gpus()) if gpus is None else gpus
+    arguments = ["--cores", str(cores), "--resources", f"gpu={gpus}"]
+    if until:
+        arguments += ["--until", until]
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            frozen = Path(folder) / "experiment.yaml"
+            frozen.write_text(_frozen(experiment))
+            succeeded = _snakemake(layout, frozen, gpus, ["everything", *arguments, "--dry-run", *options])
+        return _conclude(succeeded)
+    with supervision.exclusive(layout.artifacts / ".lock", f"run {experiment.name}", patience=0):
+        supervision.announce_run()
+        frozen = layout.artifacts / "experiment.yaml"
+        _freeze(experiment, frozen)
+        # The data come first, by themselves: where they turn out as they were, nothing that hangs on them is made again.
+        succeeded = bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments[:4]])
+        succeeded = succeeded and _snakemake(layout, frozen, gpus, ["everything", *arguments, *options])
+    _conclude(succeeded)
+    if succeeded and not until and not options:
+        for line in summary(experiment, layout):
+            log.info("%s", line)
+    return succeeded
+
+
+def _conclude(succeeded: bool) -> bool:
+    from pipeline.progress import TALLY
+
+    if succeeded and not TALLY.started:
+        log.info("nothing to do: everything is up to date")
+    for line in TALLY.failed:
+        log.error("%s", line)
+    if TALLY.failed:
+        log.error("what did not depend on it is done; the same command goes on from here")
+    return succeeded
+
+
+def _frozen(experiment: Experiment) -> str:
+    """The experiment with every setting filled in, so that a later edit of its file does not reach into a running run."""
+    settings = experiment.model_dump(mode="json")
+    places = [Path(p).expanduser() for p in settings["data"]["path"]]
+    settings["data"]["path"] = [str(p if p.is_absolute() else PROJECT / p) for p in places]
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _freeze(experiment: Experiment, path: Path) -> None:
+    text = _frozen(experiment)
+    if not path.exists() or path.read_text() != text:
+        with writing(path) as temporary:
+            temporary.write_text(text)
+
+
+def _snakemake(layout: Layout, frozen: Path, gpus: int, arguments: list[str]) -> bool:
+    layout.artifacts.mkdir(parents=True, exist_ok=True)
+    command = [
+        *arguments,
+        "--snakefile", str(SNAKEFILE),
+        "--directory", str(layout.artifacts),
+        "--config", f"experiment={frozen}", f"root={layout.root}", f"gpus={gpus}",
+        "--nolock", "--rerun-incomplete", "--keep-going",
+        "--rerun-triggers", "mtime", "params", "input",
+        "--max-checksum-file-size", "64MB",
+        "--scheduler", "greedy",
+        "--logger", "maskfold",
+    ]  # fmt: skip
+    outcome: list[object] = []
+
+    def work() -> None:
+        try:
+            _call(command)
+        except SystemExit as end:
+            outcome.append(end.code)
+
+    # Not in the main thread, because there Snakemake would answer a termination signal by waiting for its jobs to finish,
+    # hours perhaps. This way the signal ends the run at once; its stages end with it and resume when it is started again.
+    thread = threading.Thread(target=work, name="snakemake", daemon=True)
+    thread.start()
+    thread.join()
+    return outcome == [0]
+
+
+def _call(command: list[str]) -> None:
+    from snakemake.cli import main
+    from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
+
+    from pipeline import progress
+
+    logging.getLogger("snakemake").propagate = False  # it speaks through `progress` alone
+    LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_maskfold", progress)
+    main(command)
+
+
+def summary(experiment: Experiment, layout: Layout) -> list[str]:
+    """Where the results are, and the out-of-fold score."""
+    lines = []
+    try:
+        scores = json.loads(layout.scores.read_text())
+        lines.append(f"out of fold: {scores['metric']} {scores['ensemble']['score']:.4f}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines.append(f"{layout.scores} has no out-of-fold score ({type(error).__name__}: {error})")
+    lines.append(f"submission:  {layout.submission(competitions.get(experiment.competition).suffix)}")
+    lines.append(f"report:      {layout.report}")
+    return lines

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The whole suite in the environment that run_all.sh uses: style, types, tests. Arguments go to pytest.
+#
+#   bash run_tests.sh                            everything
+#   bash run_tests.sh tests/test_views.py -k rot
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+bash "$root/pipeline/environment.sh"
+python=${MASKFOLD_VENV:-$root/.venv}/bin/python
+cd "$root"
+"$python" -m ruff check .
+"$python" -m mypy
+exec "$python" -m pytest "$@"
