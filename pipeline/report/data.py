@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.folds import Row
 from pipeline.records import Dataset
 
 
@@ -27,7 +28,7 @@ class ClassSummary:
 class FoldSummary:
     """One fold: its images, instances, instances per class (in the dataset's class order) and distinct groups."""
 
-    name: str
+    fold: int
     images: int
     instances: int
     classes: list[int]
@@ -65,33 +66,20 @@ def image_sizes(dataset: Dataset) -> list[tuple[str, int]]:
     return Counter(f"{image.width} × {image.height}" for image in dataset.images).most_common()
 
 
-def fold_table(path: Path) -> dict[str, tuple[str, str]]:
-    """Fold and group of every image, by file name.
-
-    Raises:
-        ValueError: a row without an image or a fold; the message names the file.
-    """
-    with path.open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    try:
-        return {row["image"]: (row["fold"], row.get("group") or "") for row in rows}
-    except KeyError as error:
-        raise ValueError(f"{path} has no column {error}; it needs image,fold,stratum,group") from error
-
-
-def folds(dataset: Dataset, table: dict[str, tuple[str, str]]) -> list[FoldSummary]:
-    """One row per fold, in the folds' order. Images that the table does not name are left out."""
+def folds(dataset: Dataset, rows: Sequence[Row]) -> list[FoldSummary]:
+    """One summary per fold, in the folds' order. Images that the rows do not name are left out."""
     order = {category_id: k for k, category_id in enumerate(dataset.categories)}
-    rows = []
-    for name in sorted({fold for fold, _ in table.values()}, key=lambda f: (not f.isdigit(), f.zfill(6))):
-        images = [i for i in dataset.images if table.get(i.file_name, ("", ""))[0] == name]
+    by_name = {image.file_name: image for image in dataset.images}
+    summaries = []
+    for fold in sorted({row.fold for row in rows}):
+        own = [row for row in rows if row.fold == fold and row.image in by_name]
         counts = [0] * len(order)
-        for image in images:
-            for instance in dataset.by_image[image.id]:
+        for row in own:
+            for instance in dataset.by_image[by_name[row.image].id]:
                 counts[order[instance.category_id]] += 1
-        groups = {table[i.file_name][1] or i.file_name for i in images}
-        rows.append(FoldSummary(name, len(images), sum(counts), counts, len(groups)))
-    return rows
+        groups = {row.group or row.image for row in own}
+        summaries.append(FoldSummary(fold, len(own), sum(counts), counts, len(groups)))
+    return summaries
 
 
 def problems(path: Path, examples: int = 3) -> list[Problems]:

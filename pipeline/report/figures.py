@@ -40,7 +40,8 @@ class Line:
 def lines(
     curves: Sequence[Line], title: str, x_label: str, y_label: str, log_y: bool = False, unit_square: bool = False
 ) -> str:
-    """Curves over a common x axis. `unit_square` fixes both axes to 0..1, as precision and recall want it."""
+    """Curves over a common x axis. `unit_square`: both axes start at 0 and end at 1, the lower one where nothing gets there
+    at what is reached."""
     with _figure(title) as (_, axes, svg):
         for curve in curves:
             style = {"linestyle": (0, (4, 2))} if curve.dashed else {}
@@ -51,7 +52,8 @@ def lines(
             axes.set_yscale("log")
             _plain_log(axes.yaxis)
         if unit_square:
-            axes.set_xlim(0, 1)
+            reached = max([float(curve.x.max()) for curve in curves], default=1.0)
+            axes.set_xlim(0, 1 if reached > 0.5 else 1.05 * reached)  # a metric may look at few detections only
             axes.set_ylim(0, 1.02)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

@@ -24,7 +24,7 @@ WHOLE = 400
 
 @dataclass(frozen=True)
 class Outline:
-    """One instance in a picture: SVG path data, its kind (true, found, missed, false, final), and a label to point at."""
+    """One instance in a picture: SVG path data, its kind (true, found, missed, false or final), and a label."""
 
     path: str
     kind: str

@@ -18,19 +18,23 @@ import yaml
 
 from pipeline import competitions
 from pipeline.experiment import PROJECT, Experiment, Layout
+from pipeline.folds import read_csv
 from pipeline.metrics import coco_ap
 from pipeline.records import Dataset, Detections
 from pipeline.report import data as data_facts
 from pipeline.report import figures
 from pipeline.report.gallery import Picture, final_picture, spread, verdict_picture
 from pipeline.report.outlines import UnreadableImageError
-from pipeline.report.scores import Step, precision_recall, read_ladder, read_scores
+from pipeline.report.scores import Scores, Step, precision_recall, read_ladder, read_scores
 from pipeline.report.timings import read_benchmarks
 from pipeline.report.training import Training, trainings
 from pipeline.report.verdicts import best_threshold, choose, judge
 
 TEST_IMAGES = 6
 """Test images shown."""
+
+MOST_CURVES = 8
+"""Classes with a chart of precision and recall of their own."""
 
 EVERY = 1_000_000_000
 """More detections than an image can have: the page's own matching is not cut off."""
@@ -109,13 +113,14 @@ def build(experiment: Experiment, layout: Layout) -> str:
         notes=notes,
         sections=[(anchor, title) for anchor, title, content in sections if content],
         data=data and {**data, "charts": [Markup(chart) for chart in data["charts"]]},
+        curves=[Markup(chart) for chart in _score_curves(scores)],
         charts=[Markup(chart) for chart in found.charts],
         threshold=found.threshold,
         gallery=found.gallery,
         ladder=ladder,
         ladder_chart=Markup(_ladder_chart(ladder)),
         fusion=fusion,
-        curves=[Markup(chart) for chart in _learning_curves(done)],
+        learning=[Markup(chart) for chart in _learning_curves(done)],
         finals=finals,
         class_keys=list(test.categories.values()) if test else [],
         settings=settings,
@@ -138,7 +143,7 @@ def _data(layout: Layout, train: Dataset | None, test: Dataset | None) -> dict[s
     if train.instances:
         charts.append(figures.size_histogram(sizes, "Sizes of the instances"))
         charts.append(figures.histogram(per_image, "Instances per image", "instances", "images"))
-    folds = data_facts.folds(train, data_facts.fold_table(layout.folds)) if layout.folds.exists() else []
+    folds = data_facts.folds(train, read_csv(layout.folds)) if layout.folds.exists() else []
     return {
         "images": len(train.images),
         "instances": len(train.instances),
@@ -155,9 +160,8 @@ def _found(experiment: Experiment, layout: Layout, train: Dataset | None, notes:
     if train is None or not layout.fused("oof").exists():
         return _Found()
     if layout.folds.exists():  # images of folds that are not trained have no out-of-fold detections
-        table = data_facts.fold_table(layout.folds)
-        used = {str(fold) for fold in experiment.validation_folds()}
-        train = train.subset(i.id for i in train.images if table.get(i.file_name, ("", ""))[0] in used)
+        used = {row.image for row in read_csv(layout.folds) if row.fold in experiment.validation_folds()}
+        train = train.subset(image.id for image in train.images if image.file_name in used)
     detections = Detections.read(layout.fused("oof"))
     detections = detections.take(np.isin(detections.image_id, list(train.image)))
     match = coco_ap.match(train, detections)
@@ -172,10 +176,26 @@ def _found(experiment: Experiment, layout: Layout, train: Dataset | None, notes:
             except UnreadableImageError as error:
                 notes.append(str(error))
         gallery.append((title, pictures))
-    return _Found(_precision_recall_charts(train, detections, threshold), threshold, gallery)
+    return _Found(_all_curves(train, detections, threshold), threshold, gallery)
 
 
-def _precision_recall_charts(train: Dataset, detections: Detections, threshold: float) -> list[str]:
+def _score_curves(scores: Scores | None) -> list[str]:
+    """One chart per class: the ensemble and every model, as the metric counts their detections."""
+    charts = []
+    for name in scores.columns("curves")[:MOST_CURVES] if scores else []:
+        curves = []
+        for k, standing in enumerate(scores.all if scores else []):
+            recall, precision = standing.curves.get(name, (np.zeros(0), np.zeros(0)))
+            reached = np.flatnonzero(precision)
+            if reached.size:
+                shown = slice(0, reached[-1] + 1)
+                curves.append(figures.Line(standing.name, recall[shown], precision[shown], k, dashed=k > 0))
+        if curves:
+            charts.append(figures.lines(curves, name, "recall", "precision", unit_square=True))
+    return charts
+
+
+def _all_curves(train: Dataset, detections: Detections, threshold: float) -> list[str]:
     charts = []
     evaluation = coco_ap.evaluate(train, detections, [0.5, 0.75], max_detections=EVERY)
     for row, iou in enumerate(evaluation.thresholds):
@@ -189,7 +209,7 @@ def _precision_recall_charts(train: Dataset, detections: Detections, threshold: 
             dot = (float(recall[kept - 1]), float(precision[kept - 1])) if kept else None
             curves.append(figures.Line(name, recall, precision, k, dot=dot))
         if curves:
-            title = f"Precision and recall at IoU {iou:g}"
+            title = f"The ensemble at IoU {iou:g}"
             charts.append(figures.lines(curves, title, "recall", "precision", unit_square=True))
     return charts
 
@@ -258,6 +278,7 @@ class _Submission:
     name: str
     size: int
     written: str
+    checked: str
 
 
 def _submission(experiment: Experiment, layout: Layout) -> _Submission | None:
@@ -266,7 +287,12 @@ def _submission(experiment: Experiment, layout: Layout) -> _Submission | None:
         return None
     facts = path.stat()
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime(facts.st_mtime))
-    return _Submission(str(path.relative_to(layout.root)), facts.st_size, written)
+    checked = ""
+    validation = layout.artifacts / "validation.json"
+    if validation.exists():
+        problems = json.loads(validation.read_text())["problems"]
+        checked = f"valid, with {len(problems)} remarks" if problems else "valid"
+    return _Submission(str(path.relative_to(layout.root)), facts.st_size, written, checked)
 
 
 def _versions(done: list[Training]) -> list[tuple[str, str]]:

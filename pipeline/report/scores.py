@@ -15,13 +15,17 @@ from pipeline.metrics.coco_ap import Ranking
 
 @dataclass(frozen=True)
 class Standing:
-    """One line of the score table: a model, or the ensemble. Scores by fold name and by class name."""
+    """One line of the score table: a model, or the ensemble. Scores by fold name and by class name.
+
+    `curves` holds recall and precision, each (101,) float64, by class name.
+    """
 
     name: str
     score: float | None
     folds: dict[str, float] = field(default_factory=dict)
     classes: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Scores:
         return self.ensemble.score - self.best.score
 
     def columns(self, of: str) -> list[str]:
-        """The names that any standing has under `folds`, `classes` or `metrics`, in order of appearance."""
+        """The names that any standing has under `folds`, `classes`, `metrics` or `curves`, in order of appearance."""
         return list(dict.fromkeys(name for standing in self.all for name in getattr(standing, of)))
 
 
@@ -78,13 +82,16 @@ def read_scores(path: Path, categories: Mapping[int, str]) -> Scores:
 def _standing(name: str, raw: Mapping[str, Any], names: Mapping[str, str]) -> Standing:
     def numbers(value: Any) -> dict[str, float]:
         items = value.items() if isinstance(value, Mapping) else ()
-        pairs = ((str(k), v.get("score") if isinstance(v, Mapping) else v) for k, v in items)
-        return {k: float(v) for k, v in pairs if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        return {str(k): float(v) for k, v in items if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
-    metrics = {**numbers(raw), **numbers(raw.get("metrics"))}
+    metrics = numbers(raw)
     score = metrics.pop("score", None)
     classes = {names.get(k, k): v for k, v in numbers(raw.get("classes")).items()}
-    return Standing(name, score, numbers(raw.get("folds")), classes, metrics)
+    curves = {
+        names.get(k, k): (np.asarray(v["recall"], np.float64), np.asarray(v["precision"], np.float64))
+        for k, v in raw.get("curves", {}).items()
+    }
+    return Standing(name, score, numbers(raw.get("folds")), classes, metrics, curves)
 
 
 def read_ladder(path: Path) -> list[Step]:

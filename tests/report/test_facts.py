@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.folds import Row, read_csv
 from pipeline.metrics import coco_ap
 from pipeline.report import data, scores, timings, training
 
@@ -33,24 +34,20 @@ def test_a_class_without_instances_has_no_sizes(drawn_run: DrawnRun) -> None:
 
 def test_folds_hold_every_image_once(drawn_run: DrawnRun) -> None:
     drawn_run.split()
-    rows = data.folds(drawn_run.train, data.fold_table(drawn_run.layout.folds))
-    assert [r.name for r in rows] == ["0", "1"]
+    rows = data.folds(drawn_run.train, read_csv(drawn_run.layout.folds))
+    assert [r.fold for r in rows] == [0, 1]
     assert sum(r.images for r in rows) == len(drawn_run.train.images)
     assert sum(r.instances for r in rows) == len(drawn_run.train.instances)
     assert all(sum(r.classes) == r.instances for r in rows)
     assert rows[0].groups == 6
 
 
-def test_folds_come_in_number_order(tmp_path: Path, drawn_run: DrawnRun) -> None:
-    folds = ["10", "2", "1"]
-    table = {image.file_name: (folds[k % 3], "") for k, image in enumerate(drawn_run.train.images)}
-    assert [r.name for r in data.folds(drawn_run.train, table)] == ["1", "2", "10"]
-
-
-def test_a_folds_file_without_its_columns_is_named(tmp_path: Path) -> None:
-    (tmp_path / "folds.csv").write_text("file,fold\na.png,0\n")
-    with pytest.raises(ValueError, match=r"folds\.csv has no column 'image'"):
-        data.fold_table(tmp_path / "folds.csv")
+def test_folds_come_in_number_order_and_name_known_images(drawn_run: DrawnRun) -> None:
+    names = [image.file_name for image in drawn_run.train.images]
+    rows = [Row(name, (10, 2, 1)[k % 3]) for k, name in enumerate(names)] + [Row("unknown.png", 2)]
+    summaries = data.folds(drawn_run.train, rows)
+    assert [s.fold for s in summaries] == [1, 2, 10]
+    assert sum(s.images for s in summaries) == len(names)
 
 
 def test_problems_are_counted_by_kind_errors_first(drawn_run: DrawnRun) -> None:
@@ -101,7 +98,12 @@ def test_scores(tmp_path: Path) -> None:
     value = {
         "competition": "c",
         "metric": "m",
-        "ensemble": {"score": 0.5, "AP75": 0.2, "classes": {"1": 0.4, "long": {"score": 0.6}}, "folds": {"0": None}},
+        "ensemble": {
+            "score": 0.5,
+            "AP75": 0.2,
+            "classes": {"1": 0.4, "long": 0.6, "absent": None},
+            "folds": {"0": None},
+        },
         "models": {"weak": {"score": 0.3}, "none": {}, "strong": {"score": 0.45, "folds": {"0": 0.4}}},
     }
     (tmp_path / "scores.json").write_text(json.dumps(value))
