@@ -503,6 +503,11 @@ def provenance(path: str | Path) -> dict[str, Any]:
     return dict(_metadata(_open(path))["provenance"])
 
 
+def read_sources(path: str | Path) -> list[str]:
+    """The names of the voters of a Detections file, those that found nothing included."""
+    return list(_metadata(_open(path))["sources"])
+
+
 def read_images(path: str | Path) -> Iterator[Detections]:
     """Stream a Detections file, one row group (one image, as `Detections.write` lays it out) at a time."""
     file = _open(path)
