@@ -40,8 +40,11 @@ class Line:
 def lines(
     curves: Sequence[Line], title: str, x_label: str, y_label: str, log_y: bool = False, unit_square: bool = False
 ) -> str:
-    """Curves over a common x axis. `unit_square`: both axes start at 0 and end at 1, the lower one where nothing gets there
-    at what is reached."""
+    """Curves over a common x axis.
+
+    Args:
+        unit_square: for precision over recall: from 0 to 1, and less far to the right where no curve gets half-way.
+    """
     with _figure(title) as (_, axes, svg):
         for curve in curves:
             style = {"linestyle": (0, (4, 2))} if curve.dashed else {}
