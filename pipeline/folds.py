@@ -1,4 +1,4 @@
-"""The division of the training images into folds: balanced, never splitting a group, and kept in a CSV to read and edit."""
+"""The training images in folds: balanced, never splitting a group, and kept in a CSV to read and edit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FoldsError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One training image (by its `file_name`), the fold that validates on it, and what was balanced and kept together."""
+    """One training image (by its `file_name`), the fold that validates on it, its stratum and its group."""
 
     image: str
     fold: int
@@ -38,9 +38,9 @@ class Row:
 def divide(dataset: Dataset, count: int, seed: int, stratum: Callable[[Image], str] | None = None) -> list[Row]:
     """Divide images into folds that are alike in images, strata, and instances and presence of every class.
 
-    Groups (`Image.group`; an image without one is its own) are never split. They are dealt out, the heaviest first, each
-    to the fold that most lacks what it holds; then groups change place, singly or against one another, while that makes
-    the folds more alike. The result depends on nothing but the arguments, and not on the images' order.
+    Groups (`Image.group`; an image without one is its own) are never split. They are dealt out, the heaviest first,
+    each to the fold that most lacks what it holds; then groups change place, singly or against one another, while that
+    makes the folds more alike. The result depends on nothing but the arguments, and not on the images' order.
 
     Args:
         count: number of folds.
@@ -102,7 +102,9 @@ def _deal(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
         # Of the folds still empty one must be taken as soon as there are only as many groups left.
         empty = [f for f in preference if not (fold == f).any()]
         open_folds = empty if empty and groups - position <= len(empty) else list(preference)
-        costs = [float((2 * held[f] * weights[g]).sum()) for f in open_folds]  # growth of the squared sums, but a constant
+        costs = [
+            float((2 * held[f] * weights[g]).sum()) for f in open_folds
+        ]  # growth of the squared sums, but a constant
         chosen = open_folds[int(np.argmin(costs))]
         fold[g] = chosen
         held[chosen] += weights[g]
@@ -119,17 +121,18 @@ def _improve(weights: np.ndarray, fold: np.ndarray, held: np.ndarray, rounds: in
         return float((2 * moved * (held[b] - held[a] + moved)).sum())
 
     for _ in range(rounds):
-        best, action = -1e-12, None
+        best = -1e-12
+        action: list[tuple[int, int]] = []
         sizes = np.bincount(fold, minlength=len(held))
         for g in range(len(weights)):
             if sizes[fold[g]] > 1:
                 for f in range(len(held)):
                     if f != fold[g] and (gain := change(fold[g], f, weights[g])) < best:
-                        best, action = gain, ((g, f),)
+                        best, action = gain, [(g, f)]
             for h in range(g):
                 if fold[h] != fold[g] and (gain := change(fold[g], fold[h], weights[g] - weights[h])) < best:
-                    best, action = gain, ((g, fold[h]), (h, fold[g]))
-        if action is None:
+                    best, action = gain, [(g, int(fold[h])), (h, int(fold[g]))]
+        if not action:
             return
         for g, f in action:
             held[fold[g]] -= weights[g]
@@ -171,14 +174,18 @@ def read_csv(path: Path) -> list[Row]:
         raise FoldsError(f"{path} is not a CSV: {error}") from error
     missing = [column for column in COLUMNS[:2] if column not in fields]
     if missing:
-        raise FoldsError(f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(fields) or 'none'}")
+        raise FoldsError(
+            f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(fields) or 'none'}"
+        )
     rows = []
     for number, line in enumerate(table, start=2):
         image, fold = (line["image"] or "").strip(), (line["fold"] or "").strip()
         if not image and not fold:
             continue
         if not fold.isdecimal():
-            raise FoldsError(f"{path}, line {number}: the fold of {image} is {fold!r}; it must be a whole number from 0")
+            raise FoldsError(
+                f"{path}, line {number}: the fold of {image} is {fold!r}; it must be a whole number from 0"
+            )
         rows.append(Row(image, int(fold), (line.get("stratum") or "").strip(), (line.get("group") or "").strip()))
     twice = [image for image, times in Counter(row.image for row in rows).items() if times > 1]
     if twice:
@@ -204,7 +211,9 @@ def check(rows: Sequence[Row], path: Path, dataset: Dataset, count: int | None =
     unknown = [row.image for row in rows if row.image not in known]
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.4)
-        faults.append(f"names images that are not in the data: {_some(unknown)}" + (f" (is it {near[0]}?)" if near else ""))
+        faults.append(
+            f"names images that are not in the data: {_some(unknown)}" + (f" (is it {near[0]}?)" if near else "")
+        )
     lost = sorted(set(known) - {row.image for row in rows})
     if lost:
         faults.append(f"misses images of the data: {_some(lost)}")
@@ -212,12 +221,16 @@ def check(rows: Sequence[Row], path: Path, dataset: Dataset, count: int | None =
         used = {row.fold for row in rows}
         spare, empty = sorted(used - set(range(count))), sorted(set(range(count)) - used)
         if spare:
-            faults.append(f"has the folds {_some(spare)}, but folds.count is {count}, so folds run from 0 to {count - 1}")
+            faults.append(
+                f"has the folds {_some(spare)}, but folds.count is {count}, so folds run from 0 to {count - 1}"
+            )
         if empty and rows:
             faults.append(f"leaves the folds {_some(empty)} without an image (folds.count is {count})")
     if faults:
         raise FoldsError(
-            f"{path}\n  " + "\n  ".join(faults) + "\n  mend it, or delete it to have a new one made by: python -m pipeline split"
+            f"{path}\n  "
+            + "\n  ".join(faults)
+            + "\n  mend it, or delete it to have a new one made by: python -m pipeline split"
         )
     spread: dict[str, set[int]] = defaultdict(set)
     for row in rows:

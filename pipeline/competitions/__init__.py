@@ -97,7 +97,7 @@ class Competition(Protocol):
         ...
 
     def stratum(self, image: Image) -> str:
-        """What the folds should be balanced by beyond classes and counts, e.g. the organ; empty where nothing is known."""
+        """What the folds should balance beyond classes and counts, e.g. the organ; empty where nothing is known."""
         ...
 
     def score(self, truth: Dataset, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

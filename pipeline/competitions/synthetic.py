@@ -1,14 +1,14 @@
 """A competition that the project draws itself: four kinds of cells, so that a whole run needs no download.
 
-Cells come in clumps and lie on top of each other; the truth is what of each can be seen, so masks touch but share no pixel.
-The light is uneven, the slides are stained differently, there is noise and debris, classes are missing from some images
-and one training image holds no cell at all. Three images come from one slide and share its stain: they are one group.
+Cells come in clumps and lie on top of each other; the truth is what can be seen of each, so masks touch but share no
+pixel. The light is uneven, the slides are stained differently, there is noise and debris, classes are missing from some
+images and one training image holds no cell at all. Three images come from one slide and share its stain: one group.
 
 The same seed and options give the same bytes. The test images come as ids only; their truth is kept apart, in
 hidden/test_truth.json, for `score` to look at when all is done.
 
-Submission: a zip with one member results.json, COCO results. Metric: segm AP50, the mean over classes, 100 detections an
-image and class.
+Submission: a zip with one member results.json, COCO results. Metric: segm AP50, the mean over classes, 100 detections
+an image and class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.files import writing
 from pipeline.masks import crop_to_rle, tight_box
 from pipeline.records import Dataset, Image, Instance
 
-OPTIONS = {"images": (24, 2), "test_images": (6, 1), "size": (256, 64), "cells": (24, 1)}
+OPTIONS = {"images": (24, 2), "test_images": (6, 1), "size": (256, 64), "cells": (22, 1)}
 """Default and smallest value: training images, test images, side in pixels, most cells in an image."""
 
 IMAGES_PER_SLIDE = 3
@@ -64,19 +64,19 @@ def _spiky_outline(angle: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 KINDS = {
     1: _Kind(
-        "round", (7, 11), (1.0, 1.15), (0.42, 0.30, 0.62), _smooth_outline,
+        "round", (9, 13), (1.0, 1.15), (0.42, 0.30, 0.62), _smooth_outline,
         lambda r, along, across, noise: 0.55 + 0.45 * (r < 0.45) + 0.05 * noise,
     ),
     2: _Kind(
-        "spindle", (12, 17), (2.3, 3.0), (0.80, 0.42, 0.55), _smooth_outline,
-        lambda r, along, across, noise: 0.60 + 0.22 * np.sin(along * 1.6) + 0.05 * noise,
+        "spindle", (16, 21), (1.9, 2.4), (0.80, 0.42, 0.55), _smooth_outline,
+        lambda r, along, across, noise: 0.60 + 0.22 * np.sin(along * 1.3) + 0.05 * noise,
     ),
     3: _Kind(
-        "spiky", (11, 15), (1.0, 1.2), (0.24, 0.36, 0.66), _spiky_outline,
+        "spiky", (12, 16), (1.0, 1.2), (0.24, 0.36, 0.66), _spiky_outline,
         lambda r, along, across, noise: 0.70 + 0.35 * noise,
     ),
     4: _Kind(
-        "ring", (12, 17), (1.0, 1.25), (0.62, 0.44, 0.30), _smooth_outline,
+        "ring", (14, 19), (1.0, 1.25), (0.62, 0.44, 0.30), _smooth_outline,
         lambda r, along, across, noise: 0.22 + 0.70 * (r > 0.74) + 0.04 * noise,
     ),
 }  # fmt: skip
@@ -99,7 +99,9 @@ class Synthetic(CocoCompetition):
         chosen = {key: default for key, (default, _) in OPTIONS.items()} | options
         for key, value in chosen.items():
             if not isinstance(value, int) or value < OPTIONS[key][1]:
-                raise CompetitionError(f"data.options.{key} is {value!r}; it must be a whole number of at least {OPTIONS[key][1]}")
+                raise CompetitionError(
+                    f"data.options.{key} is {value!r}; it must be a whole number of at least {OPTIONS[key][1]}"
+                )
         train = self._part("train", chosen["images"], chosen, seed, target)
         truth = self._part("test", chosen["test_images"], chosen, seed, target)
         truth.write(target / TRUTH)
@@ -235,7 +237,9 @@ def _cells(rng: np.random.Generator, canvas: np.ndarray, cells: int, stain: np.n
     return labels, kinds
 
 
-def _place(rng: np.random.Generator, side: int, size: float, places: list[tuple[float, float, float]]) -> tuple[float, float]:
+def _place(
+    rng: np.random.Generator, side: int, size: float, places: list[tuple[float, float, float]]
+) -> tuple[float, float]:
     """A centre: half of the time beside an earlier cell, touching or overlapping it."""
     if places and rng.random() < 0.5:
         x, y, other = places[rng.integers(len(places))]

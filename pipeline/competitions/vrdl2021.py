@@ -35,10 +35,10 @@ from pipeline.records import Dataset, Image, Instance
 NUCLEUS = 1
 
 TRUTH_CAP = 390
-"""Truths of one image that count as findable in ``ap50_capped_truths``: the six test images hold 2,360 nuclei, 393 each.
+"""Truths of an image that count as findable in ``ap50_capped_truths``: the test images hold 2,360 / 6, about 390 each.
 
-A training image with 1,862 nuclei, of which 100 detections can find 100, caps AP50 far lower than a test image does, and
-drowns the others. With this cap an out-of-fold score is on the leaderboard's scale."""
+A training image with 1,862 nuclei, of which 100 detections can find 100, caps AP50 far lower than a test image does,
+and drowns the others. With this cap an out-of-fold score is on the leaderboard's scale."""
 
 IDS = "test_img_ids.json"
 
@@ -82,17 +82,19 @@ class Vrdl2021(CocoCompetition):
         """Read the archive or folder.
 
         Args:
-            options: ``group``: what the folds must not split. ``site`` (default): images of one tissue source site share
-                the slide preparation, the stain and the scanner, and often the organ, so a site in training gives its
-                look away. ``patient``: images of one TCGA participant only; half of the test images come from sites that
-                training knows, so this is nearer to the leaderboard, and more hopeful.
+            options: ``group``: what the folds must not split. ``site`` (default): images of one tissue source site
+                share the slide preparation, the stain, the scanner and often the organ, so a site in training gives
+                its look away. ``patient``: only images of one TCGA participant; half of the test images come from sites
+                that training knows, so this is nearer to the leaderboard, and more hopeful.
         """
         check_options(self.name, options, ["group"])
         group = options.get("group", "site")
         if group not in ("site", "patient"):
             raise CompetitionError(f"data.options.group is {group!r}; it must be 'site' or 'patient'")
         if path is None:
-            raise CompetitionError("vrdl2021 needs its dataset.zip: set data.path in the experiment file or pass --data PATH")
+            raise CompetitionError(
+                "vrdl2021 needs its dataset.zip: set data.path in the experiment file or pass --data PATH"
+            )
         with Archive(path) as archive:
             root = _root(archive)
             integrity = Integrity()
@@ -125,7 +127,9 @@ class Vrdl2021(CocoCompetition):
             raise CompetitionError(f"{place} is not JSON: {error}") from error
         ids = parse_ids(raw, place, self.categories)
         files = {
-            name[len(root) + 5 :]: name for name in archive.names if name.startswith(f"{root}test/") and not is_stray(name)
+            name[len(root) + 5 :]: name
+            for name in archive.names
+            if name.startswith(f"{root}test/") and not is_stray(name)
         }
         images, missing = [], []
         for image in sorted(ids.images, key=lambda i: i.id):
@@ -177,7 +181,9 @@ def _root(archive: Archive) -> str:
         return min(good, key=len)
     top = sorted({name.split("/")[0] for name in archive.names})[:8]
     what = "train/ beside " + IDS if places else IDS
-    raise CompetitionError(f"{archive.path} holds no {what}; is it the dataset.zip of VRDL 2021? It has {', '.join(top) or 'nothing'}")
+    raise CompetitionError(
+        f"{archive.path} holds no {what}; is it the dataset.zip of VRDL 2021? It has {', '.join(top) or 'nothing'}"
+    )
 
 
 def _list_train(archive: Archive, root: str, integrity: Integrity) -> list[_TrainImage]:
@@ -248,7 +254,9 @@ def _read_train(archive: Archive, train: _TrainImage, target: Path) -> None:
             train.fault("warning", place, "is empty; it is left out", "empty mask")
             continue
         if not mask.binary:
-            text = "holds values other than 0 and 255; 128 and more is taken as nucleus, or all but 0 where there are none"
+            text = (
+                "holds values other than 0 and 255; 128 and more is taken as nucleus, or all but 0 where there are none"
+            )
             train.fault("warning", place, text, "values")
         key = (mask.box.tobytes(), mask.crop.tobytes())
         if key in seen:
@@ -263,7 +271,8 @@ def _read_train(archive: Archive, train: _TrainImage, target: Path) -> None:
         train.areas.append(int(mask.crop.sum()))
     shared = int((count > 1).sum())
     if shared:
-        text = f"{shared:,} pixels lie in more than one mask ({100 * shared / max(sum(train.areas), 1):.1f} % of the nuclei)"
+        share = 100 * shared / sum(train.areas)
+        text = f"{shared:,} pixels lie in more than one mask ({share:.1f} % of the nuclei)"
         train.fault("warning", f"train/{train.name}", text, "overlapping masks")
     if not train.rles:
         train.fault("error", f"train/{train.name}", "has no usable mask; it is left out", "image without masks")
@@ -271,7 +280,8 @@ def _read_train(archive: Archive, train: _TrainImage, target: Path) -> None:
 
 
 def _train_dataset(found: list[_TrainImage], group: str, target: Path, integrity: Integrity) -> Dataset:
-    images, instances = [], []
+    images: list[Image] = []
+    instances: list[Instance] = []
     for train in found:
         integrity.problems += train.problems
         if not train.usable:

@@ -10,8 +10,8 @@ number of detections, to rounding in the last place. That includes what is pecul
 * Where the first record has a box, a record with a box of negative area is no false positive.
 * Where a mask's size is not the image's, it matches nothing.
 
-Two things pycocotools cannot do and this can: an empty list of results (every class with truths scores 0), and any number
-of detections as the only one (there, ``maxDets`` without 100 gives -1).
+Two things pycocotools cannot do and this can: an empty list of results (every class with truths scores 0), and any
+number of detections as the only one (there, ``maxDets`` without 100 gives -1).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _mask(truth: Dataset, record: Mapping[str, Any], index: int) -> dict[str, An
 
 
 def _truths(truth: Dataset) -> tuple[list[int], dict[tuple[int, int], list[int]]]:
-    """Categories that are scored, and by (image, category) the indexes of the instances, as pycocotools looks them up."""
+    """The categories that are scored, and instances' indexes by (image, category), as pycocotools looks them up."""
     last = {instance.id: index for index, instance in enumerate(truth.instances)}
     if len(last) < len(truth.instances):
         log.warning(
@@ -124,9 +124,7 @@ def _outside(area: float) -> bool:
     return area < 0 or area > _LARGEST_AREA
 
 
-def _assign(
-    overlaps: np.ndarray, ignore: np.ndarray, crowd: np.ndarray, thresholds: Sequence[float]
-) -> np.ndarray:
+def _assign(overlaps: np.ndarray, ignore: np.ndarray, crowd: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """Give every detection, best score first, the free truth with the highest IoU that reaches the threshold.
 
     Of equal IoUs the last truth wins; ignored truths are taken only where no other fits; crowds never run out.

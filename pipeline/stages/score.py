@@ -27,9 +27,9 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
     """Write scores.json, all out of fold: no detection is of a model that has trained on its image.
 
     ``{"competition", "metric", "images", "ensemble": {…}, "models": {name: {…}}, "provenance"}`` where each ``{…}`` is
-    what the competition's metric gives (``score``, ``classes``, …) with ``folds``: {fold: score}, and ``curves``: {class:
-    {"recall": (101,), "precision": (101,)}} at IoU 0.5. A model stands there as it predicts, under its first view alone;
-    all are cut to what would be submitted.
+    what the competition's metric gives (``score``, ``classes``, …) with ``folds``: {fold: score}, and ``curves``:
+    {class: {"recall": (101,), "precision": (101,)}} at IoU 0.5. A model stands there as it predicts, under its first
+    view alone; all are cut to what would be submitted.
 
     Raises:
         FileNotFoundError: a stage before this one has not run; the message names its command.
@@ -41,7 +41,9 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
     truth = truth.subset(image_id for image_id, fold in fold_of.items() if fold in used)
     models = {}
     for name in experiment.models:
-        models[name] = _standing(competition, truth, submitted(_alone(experiment, layout, name), experiment.submission), fold_of)
+        models[name] = _standing(
+            competition, truth, submitted(_alone(experiment, layout, name), experiment.submission), fold_of
+        )
         log.info("%s: %.4f", name, models[name]["score"])
     fused = _existing(layout.fused("oof"), "python -m pipeline fuse")
     ensemble = _standing(competition, truth, submitted(Detections.read(fused), experiment.submission), fold_of)
@@ -64,7 +66,9 @@ def _alone(experiment: Experiment, layout: Layout, model: str) -> Detections:
     tables = []
     for fold in experiment.validation_folds():
         path = layout.predictions(model, str(fold), "oof")
-        for table in read_images(_existing(path, f"python -m pipeline predict --model {model} --fold {fold} --part oof")):
+        for table in read_images(
+            _existing(path, f"python -m pipeline predict --model {model} --fold {fold} --part oof")
+        ):
             own = [k for k, source in enumerate(table.sources) if source.rsplit("/", 1)[-1] == view]
             tables.append(table.take(np.isin(table.source, own)))
     return Detections.concatenate(tables)
@@ -111,7 +115,7 @@ def score_files(competition: str, truth_path: str | Path, submission_path: str |
 
     Raises:
         CompetitionError: there is no such competition; the submission cannot be read.
-        ValueError: the truth is not a COCO annotation file; the submission speaks of other images, or holds a damaged mask.
+        ValueError: the truth is not a COCO annotation file; a submission on other images, or a damaged mask.
         FileNotFoundError: a file is not there.
     """
     chosen = competitions.get(competition)

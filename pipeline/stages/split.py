@@ -16,7 +16,7 @@ log = logging.getLogger("pipeline.split")
 
 
 def record(layout: Layout) -> Path:
-    """Where the last CSV that this stage wrote is remembered, by its hash: another one was written or edited by hand."""
+    """Where the last CSV of this stage is remembered, by its hash: any other was written or edited by hand."""
     return layout.artifacts / "folds.json"
 
 

@@ -41,7 +41,7 @@ def validate_files(competition: str, ids_path: str | Path, submission_path: str 
         Every problem, and whether the file is acceptable: none of them is an error.
 
     Raises:
-        CompetitionError: there is no such competition; the ids cannot be read. A submission that cannot be is a problem.
+        CompetitionError: there is no such competition; the ids cannot be read. A submission that cannot is a problem.
     """
     chosen = competitions.get(competition)
     problems = chosen.validate(Path(submission_path), chosen.read_ids(Path(ids_path)))

@@ -58,11 +58,17 @@ def draw(seed: int, *, first_id: int = 1, boxes: bool = True, crowds: bool = Tru
                 guess = blob(rng, image.height, image.width, thing["ellipse"])
                 results.append((image, int(rng.choice([category, category, category, 1, 4, 7, 99])), guess))
     for image in images:
-        results += [(image, int(rng.choice([1, 4, 7])), blob(rng, image.height, image.width)) for _ in range(rng.integers(0, 6))]
+        results += [
+            (image, int(rng.choice([1, 4, 7])), blob(rng, image.height, image.width)) for _ in range(rng.integers(0, 6))
+        ]
     records = []
     for k in rng.permutation(len(results)):
         image, category, guess = results[k]
-        record = {"image_id": image.id, "category_id": category, "score": float(rng.integers(0, 12) / 12)}  # ties abound
+        record = {
+            "image_id": image.id,
+            "category_id": category,
+            "score": float(rng.integers(0, 12) / 12),
+        }  # ties abound
         if boxes:
             record["bbox"] = [v - (30.0 if rng.random() < 0.05 and i == 2 else 0) for i, v in enumerate(guess["box"])]
         records.append({**record, "segmentation": guess["rle"]})
@@ -83,7 +89,9 @@ def by_pycocotools(truth: Dataset, records: list[dict], thresholds: np.ndarray, 
     return evaluation
 
 
-def assert_equal_to_pycocotools(truth: Dataset, records: list[dict], thresholds: np.ndarray, max_detections: int) -> None:
+def assert_equal_to_pycocotools(
+    truth: Dataset, records: list[dict], thresholds: np.ndarray, max_detections: int
+) -> None:
     ours = evaluate(truth, records, thresholds, max_detections)
     theirs = by_pycocotools(truth, records, thresholds, max_detections).eval["precision"][:, :, :, 0, 0]  # (T, R, K)
     for k, category_id in enumerate(sorted(truth.categories)):
@@ -205,7 +213,14 @@ def test_match_is_one_to_one_and_knows_what_it_missed() -> None:
         {1: "a", 2: "b"},
         [Instance(7, 1, 1, rle, (1, 1, 4, 4), 16.0), Instance(8, 2, 1, rle, (1, 1, 4, 4), 16.0, crowd=True)],
     )
-    rows = [(1, 1, 0.5, rle), (1, 1, 0.9, shifted), (1, 2, 0.9, rle), (1, 1, 0.4, far), (2, 1, 0.9, rle), (1, 1, 0.1, rle)]
+    rows = [
+        (1, 1, 0.5, rle),
+        (1, 1, 0.9, shifted),
+        (1, 2, 0.9, rle),
+        (1, 1, 0.4, far),
+        (2, 1, 0.9, rle),
+        (1, 1, 0.1, rle),
+    ]
     records = [{"image_id": i, "category_id": c, "score": s, "segmentation": r} for i, c, s, r in rows]
     found = match(truth, records, 0.5, max_detections=3)
     assert found.truth.tolist() == [-1, 0, -1, -1, 1, -1]

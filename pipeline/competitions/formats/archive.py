@@ -12,7 +12,7 @@ from types import TracebackType
 from pipeline.competitions import CompetitionError
 
 MAX_MEMBER_BYTES = 1 << 30
-"""A member that claims to be larger is refused: no file of a competition here is, and archives can lie about small ones."""
+"""A member that unpacks to more is refused: no file of a competition is so large, and a small zip can hold such."""
 
 
 class Archive:
@@ -38,7 +38,9 @@ class Archive:
             self.names = sorted(_walk(path))
             return
         if not path.exists():
-            raise CompetitionError(f"there is no data at {path}; set data.path in the experiment file or pass --data PATH")
+            raise CompetitionError(
+                f"there is no data at {path}; set data.path in the experiment file or pass --data PATH"
+            )
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, EOFError) as error:
@@ -59,7 +61,9 @@ class Archive:
     def __enter__(self) -> Archive:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._zip is not None:
             self._zip.close()
 
@@ -75,7 +79,9 @@ class Archive:
                 return (self.path / name).read_bytes()
             member = self._members[name]
             if member.file_size > MAX_MEMBER_BYTES:
-                raise CompetitionError(f"{place} unpacks to {member.file_size:,} bytes; no file of a competition is so large")
+                raise CompetitionError(
+                    f"{place} unpacks to {member.file_size:,} bytes; no file of a competition is so large"
+                )
             return self._zip.read(member)
         except zipfile.BadZipFile as error:
             raise CompetitionError(f"{place} is damaged: {error}; download the archive again") from error
@@ -95,5 +101,5 @@ def _walk(folder: Path) -> Iterable[str]:
 
 
 def is_stray(name: str) -> bool:
-    """Whether a name is of the litter that editors and file managers leave: hidden files, checkpoints, resource forks."""
+    """Whether a file is litter of editors and file managers: hidden files, checkpoints, resource forks."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

@@ -38,9 +38,9 @@ class CocoCompetition:
     def score(self, truth: Dataset, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """AP at IoU 0.5, equal to pycocotools; beside it the classes, and how many truths were found at all.
 
-        ``true_positives_in_first_100`` counts, over all images, the truths found among the 100 best-scored detections of
-        an image (and class); ``true_positives_per_image`` the same by image id. Where single images hold more truths than
-        detections are counted, AP is a coarse ruler and this is a finer one.
+        ``true_positives_in_first_100`` counts, over all images, the truths found among the 100 best-scored detections
+        of an image (and class); ``true_positives_per_image`` the same by image id. Where single images hold more truths
+        than detections are counted, AP is a coarse ruler and this is a finer one.
         """
         return self.summary(truth, self.evaluate(truth, records), records)
 

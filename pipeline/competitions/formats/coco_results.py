@@ -46,7 +46,9 @@ def load(path: Path, member: str, images: Dataset | None = None) -> tuple[Any, l
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            return None, [Problem("error", path.name, f"holds {path.stat().st_size:,} bytes, too large for a submission")]
+            return None, [
+                Problem("error", path.name, f"holds {path.stat().st_size:,} bytes, too large for a submission")
+            ]
         with open(path, "rb") as handle:
             head = handle.read(4)
     except FileNotFoundError:
@@ -59,7 +61,9 @@ def load(path: Path, member: str, images: Dataset | None = None) -> tuple[Any, l
         return _from_parquet(path, images)
     else:
         content = path.read_bytes()
-        problems = [Problem("warning", path.name, f"is a bare JSON file; the leaderboard takes a zip that holds {member}")]
+        problems = [
+            Problem("warning", path.name, f"is a bare JSON file; the leaderboard takes a zip that holds {member}")
+        ]
     if content is None:
         return None, problems
     try:
@@ -89,7 +93,10 @@ def _from_zip(path: Path, member: str) -> tuple[bytes | None, list[Problem]]:
                 text = f"holds {', '.join(others[:SHOWN])}{' …' if len(others) > SHOWN else ''} beside {member}"
                 problems.append(Problem("warning", path.name, text, "archive"))
             if chosen.file_size > MAX_JSON_BYTES:
-                return None, [*problems, error(f"{chosen.filename} unpacks to {chosen.file_size:,} bytes, not a submission")]
+                return None, [
+                    *problems,
+                    error(f"{chosen.filename} unpacks to {chosen.file_size:,} bytes, not a submission"),
+                ]
             return archive.read(chosen), problems
     except zipfile.BadZipFile as fault:
         return None, [error(f"is not a whole zip archive: {fault}")]
@@ -131,7 +138,9 @@ def _from_parquet(path: Path, images: Dataset | None) -> tuple[Any, list[Problem
         return None, [Problem("error", path.name, text, "archive")]
     unknown = sorted(set(found.image_id.tolist()) - set(images.image))
     if unknown:
-        return None, [Problem("error", path.name, f"speaks of image ids that are not known: {unknown[:10]}", "image id")]
+        return None, [
+            Problem("error", path.name, f"speaks of image ids that are not known: {unknown[:10]}", "image id")
+        ]
     try:
         return found.to_coco({i.id: (i.height, i.width) for i in images.images}), [note]
     except ValueError as error:
@@ -189,7 +198,9 @@ def parse_ids(raw: Any, place: str, categories: Mapping[int, str]) -> Dataset:
     for number, row in enumerate(rows):
         missing = [key for key in ("file_name", "height", "id", "width") if key not in row]
         if missing:
-            raise CompetitionError(f"{place}: image {number} has no {' and no '.join(missing)}; it has {', '.join(row)}")
+            raise CompetitionError(
+                f"{place}: image {number} has no {' and no '.join(missing)}; it has {', '.join(row)}"
+            )
         try:
             images.append(Image(int(row["id"]), str(row["file_name"]), int(row["height"]), int(row["width"])))
         except (TypeError, ValueError) as error:
@@ -213,7 +224,7 @@ def submission_records(detections: Detections, test: Dataset) -> list[dict[str, 
     unknown = sorted(set(detections.image_id.tolist()) - set(position))
     if unknown:
         raise CompetitionError(f"there are detections on images that are not to be submitted: {unknown[:10]}")
-    order = np.lexsort((-detections.score, [position[i] for i in detections.image_id.tolist()]))
+    order = np.lexsort((-detections.score, np.array([position[i] for i in detections.image_id.tolist()], np.int64)))
     records = []
     for i in order.tolist():
         crop = detections.crop(i)
@@ -267,7 +278,9 @@ class _Faults:
         return sorted(found, key=lambda problem: problem.severity)
 
 
-def check(path: Path, member: str, ids: Dataset, categories: Iterable[int], max_detections: int | None) -> list[Problem]:
+def check(
+    path: Path, member: str, ids: Dataset, categories: Iterable[int], max_detections: int | None
+) -> list[Problem]:
     """Every problem of a submission.
 
     Args:
@@ -287,7 +300,9 @@ def check_records(value: Any, ids: Dataset, categories: Iterable[int], max_detec
     if not isinstance(value, list):
         return [Problem("error", "the file", f"holds {_shape(value)}; it must be a list of records", "structure")]
     if not value:
-        return [Problem("error", "the file", "holds no detections at all; the scorer stops on an empty list", "structure")]
+        return [
+            Problem("error", "the file", "holds no detections at all; the scorer stops on an empty list", "structure")
+        ]
     faults = _Faults()
     known = sorted(set(categories))
     boxes: list[tuple[np.ndarray, np.ndarray, str]] = []
@@ -426,7 +441,9 @@ def _check_mask(record: Mapping[str, Any], image: Image | None, place: str, faul
         error("segmentation is not an RLE {size, counts}", _short(value))
         return None
     size, counts = value["size"], value["counts"]
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in size)):
+    if not (
+        isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in size)
+    ):
         error("the mask's size is not [height, width]", _short(size))
         return None
     if isinstance(counts, list):
@@ -478,7 +495,12 @@ def _check_boxes_against_masks(found: Sequence[tuple[np.ndarray, np.ndarray, str
             faults.add("error", "box", text, found[i][2])
         return
     for i in np.flatnonzero(as_size < 0.05):
-        faults.add("warning", "box", "bbox and mask lie in different places; one of them may be of a resized image", found[i][2])
+        faults.add(
+            "warning",
+            "box",
+            "bbox and mask lie in different places; one of them may be of a resized image",
+            found[i][2],
+        )
 
 
 def _check_whole(
@@ -500,7 +522,9 @@ def _check_whole(
             faults.add("warning", "count", text, f"image {image_id} ({count})")
     for (image_id, _, _), count in masks.items():
         if count > 1:
-            faults.add("warning", "duplicate", "the same mask more than once; all but one are false", f"image {image_id}")
+            faults.add(
+                "warning", "duplicate", "the same mask more than once; all but one are false", f"image {image_id}"
+            )
     if len(scores) >= 20:
         value, count = Counter(scores).most_common(1)[0]
         if count > len(scores) / 2:

@@ -92,7 +92,7 @@ def read_mask(content: bytes, height: int, width: int) -> Mask:
         inflater = zlib_ng.decompressobj()
         try:
             raw = inflater.decompress(png.data, expected)
-        except zlib_ng.error as error:
+        except zlib_ng.error as error:  # type: ignore[misc]
             raise ValueError(f"its pixels cannot be unpacked ({error})") from error
         if len(raw) != expected:
             raise ValueError(f"it holds {len(raw):,} of {expected:,} bytes of pixels")
@@ -129,8 +129,9 @@ def _cut(band: np.ndarray, first: int) -> Mask:
 def _object_rows(raw):  # type: ignore[no-untyped-def]
     """Undo the filters of an 8-bit grey PNG, (H, 1 + W) with each row's filter in front, where rows are not all zero.
 
-    Returns the first such row's index and the (rows, W) pixels from there on; rows after the last are zero. See the PNG
-    specification, section 9: None, Sub, Up, Average and Paeth predict a byte from its neighbours and store the difference.
+    Returns the first such row's index and the (rows, W) pixels from there on; rows after the last are zero. The filters
+    are those of the PNG specification, section 9: None, Sub, Up, Average and Paeth predict a byte from its neighbours,
+    and the file holds the difference.
     """
     height, width = raw.shape[0], raw.shape[1] - 1
     first, last = height, -1

@@ -1,0 +1,112 @@
+"""The drawn competition."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.competitions import CompetitionError
+from pipeline.competitions.synthetic import COMPETITION, TRUTH
+from pipeline.masks import rle_to_crop
+from pipeline.records import Dataset
+
+OPTIONS = {"images": 7, "test_images": 2, "size": 128, "cells": 9}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_same_seed_same_bytes_other_seed_other_images(tmp_path: Path) -> None:
+    first = COMPETITION.read(None, OPTIONS, 3, tmp_path / "a")
+    again = COMPETITION.read(None, OPTIONS, 3, tmp_path / "b")
+    other = COMPETITION.read(None, OPTIONS, 4, tmp_path / "c")
+    assert first.train.instances == again.train.instances
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    name = "images/train/train-001.png"
+    assert content(tmp_path / "a")[name] != content(tmp_path / "c")[name]
+    assert first.train.instances != other.train.instances
+
+
+def test_more_images_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
+    COMPETITION.read(None, {**OPTIONS, "images": 3}, 3, tmp_path / "a")
+    COMPETITION.read(None, {**OPTIONS, "images": 2}, 3, tmp_path / "b")
+    a, b = content(tmp_path / "a"), content(tmp_path / "b")
+    assert a["images/train/train-001.png"] == b["images/train/train-001.png"]
+
+
+def test_masks_touch_and_share_no_pixel(tmp_path: Path) -> None:
+    prepared = COMPETITION.read(None, OPTIONS, 0, tmp_path)
+    touching = 0
+    for image in prepared.train.images:
+        labels = np.zeros((image.height, image.width), np.int32)
+        for instance in prepared.train.by_image[image.id]:
+            (x0, y0, x1, y1), mask = rle_to_crop(instance.rle)
+            part = labels[y0:y1, x0:x1]
+            assert not part[mask > 0].any()
+            part[mask > 0] = instance.id
+            assert instance.area == mask.sum() > 0
+            assert instance.box == (x0, y0, x1 - x0, y1 - y0)
+        beside = (labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] > 0) & (labels[:, :-1] > 0)
+        touching += int(beside.any())
+    assert touching >= 3
+
+
+def test_truth_lies_on_the_cells(tmp_path: Path) -> None:
+    """Cells are darker than what surrounds them: a shifted or flipped truth would not be."""
+    prepared = COMPETITION.read(None, {**OPTIONS, "images": 6}, 1, tmp_path)
+    right, flipped = [], []
+    for image in prepared.train.images:
+        picture = cv2.imread(str(prepared.train.path(image)), cv2.IMREAD_GRAYSCALE).astype(float)
+        picture -= cv2.GaussianBlur(picture, (0, 0), 25)
+        for instance in prepared.train.by_image[image.id]:
+            (x0, y0, x1, y1), mask = rle_to_crop(instance.rle)
+            right.append(picture[y0:y1, x0:x1][mask > 0].mean())
+            flipped.append(picture[:, ::-1][y0:y1, x0:x1][mask > 0].mean())
+    assert np.mean(right) < -15 < np.mean(flipped)
+
+
+def test_defaults_have_all_classes_and_an_empty_image(tmp_path: Path) -> None:
+    prepared = COMPETITION.read(None, {}, 7, tmp_path)
+    assert (len(prepared.train.images), len(prepared.test.images)) == (24, 6)
+    assert {image.height for image in prepared.train.images} == {256}
+    kinds = [{i.category_id for i in found} for found in prepared.train.by_image.values()]
+    assert set().union(*kinds) == {1, 2, 3, 4}
+    assert sum(not found for found in kinds) == 1
+    assert 3 <= sum(0 < len(found) < 4 for found in kinds) <= 20
+    groups = [image.group for image in prepared.train.images]
+    assert len(set(groups)) == 8 and groups[0] == groups[2] != groups[3]
+
+
+def test_test_truth_is_kept_apart(tmp_path: Path) -> None:
+    prepared = COMPETITION.read(None, OPTIONS, 0, tmp_path)
+    assert prepared.test.instances == []
+    truth = Dataset.read(tmp_path / TRUTH)
+    assert [image.id for image in truth.images] == [image.id for image in prepared.test.images] == [1, 2]
+    records = [
+        {"image_id": i.image_id, "category_id": i.category_id, "score": 1.0, "segmentation": i.rle}
+        for i in truth.instances
+    ]
+    result = COMPETITION.score(truth, records)
+    assert result["score"] == pytest.approx(1)
+    assert {name for name, value in result["classes"].items() if value} <= {"round", "spindle", "spiky", "ring"}
+
+
+def test_one_image_without_a_cell_option(tmp_path: Path) -> None:
+    prepared = COMPETITION.read(None, {"images": 2, "test_images": 1, "size": 64, "cells": 1}, 0, tmp_path)
+    assert len(prepared.train.instances) <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"image": 3}, "did you mean 'images'"),
+        ({"images": 1}, "data.options.images is 1"),
+        ({"size": "big"}, "data.options.size is 'big'"),
+        ({"cells": 2.5}, "data.options.cells is 2.5"),
+    ],
+)
+def test_bad_options(tmp_path: Path, options: dict[str, object], expected: str) -> None:
+    with pytest.raises(CompetitionError, match=expected):
+        COMPETITION.read(None, options, 0, tmp_path)

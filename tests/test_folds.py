@@ -1,0 +1,159 @@
+"""The division into folds, and its CSV."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.folds import FoldsError, Row, check, divide, read_csv, read_folds, to_csv, write_csv
+from pipeline.records import Dataset, Image, Instance
+
+RLE = {"size": [4, 5], "counts": "523OO22"}
+
+
+def dataset(contents: list[tuple[str, dict[int, int]]]) -> Dataset:
+    """Images by (group, instances per category)."""
+    images = [Image(k + 1, f"{k:03d}.png", 4, 5, group) for k, (group, _) in enumerate(contents)]
+    instances = []
+    for image, (_, counts) in zip(images, contents, strict=True):
+        for category, count in counts.items():
+            for _ in range(count):
+                instances.append(Instance(len(instances) + 1, image.id, category, RLE, (1, 1, 3, 3), 6.0))
+    return Dataset(images, {1: "a", 2: "b"}, instances)
+
+
+CONTENT = st.tuples(
+    st.sampled_from(["", "", "g1", "g2", "g3", "g4"]), st.dictionaries(st.sampled_from([1, 2]), st.integers(0, 5))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(contents=st.lists(CONTENT, min_size=1, max_size=14), count=st.integers(2, 5), seed=st.integers(0, 3))
+def test_every_image_once_no_group_split_no_fold_empty(
+    contents: list[tuple[str, dict[int, int]]], count: int, seed: int
+) -> None:
+    data = dataset(contents)
+    groups = {image.group or image.file_name for image in data.images}
+    if len(groups) < count:
+        with pytest.raises(FoldsError, match=f"{len(groups)} groups cannot make {count} folds.*folds.count"):
+            divide(data, count, seed)
+        return
+    rows = divide(data, count, seed)
+    assert [row.image for row in rows] == [image.file_name for image in data.images]
+    assert {row.fold for row in rows} == set(range(count))
+    spread = defaultdict(set)
+    for row in rows:
+        spread[row.group or row.image].add(row.fold)
+    assert all(len(folds) == 1 for folds in spread.values())
+    assert rows == divide(data, count, seed)
+    backwards = Dataset(data.images[::-1], data.categories, data.instances[::-1])
+    assert rows == divide(backwards, count, seed)
+
+
+def test_folds_are_alike_in_images_and_classes() -> None:
+    data = dataset([("", {1: 10}) for _ in range(8)] + [("", {2: 3}) for _ in range(4)] + [("", {}) for _ in range(4)])
+    for seed in range(5):
+        rows = divide(data, 4, seed)
+        strata = Counter((row.fold, row.stratum) for row in rows)
+        for fold in range(4):
+            assert [strata[fold, kind] for kind in ("a", "b", "none")] == [2, 1, 1]
+
+
+def test_instances_are_balanced_within_the_groups_that_there_are() -> None:
+    sizes = [100, 90, 80, 40, 30, 20, 10, 5]
+    rows = divide(dataset([(f"g{k}", {1: size}) for k, size in enumerate(sizes)]), 2, 0)
+    held = [sum(size for size, row in zip(sizes, rows, strict=True) if row.fold == fold) for fold in (0, 1)]
+    assert Counter(row.fold for row in rows) == {0: 4, 1: 4}
+    assert max(held) - min(held) <= 15
+
+
+def test_seed_and_stratum() -> None:
+    data = dataset([("", {1: 1}) for _ in range(12)])
+    assert divide(data, 3, 0) != divide(data, 3, 1)
+    rows = divide(data, 3, 0, lambda image: "even" if image.id % 2 == 0 else "")
+    assert {row.stratum for row in rows} == {"even", "a"}
+    assert all(count == 2 for count in Counter((row.fold, row.stratum) for row in rows).values())
+
+
+def test_many_groups_are_quick_and_even() -> None:
+    rows = divide(dataset([(f"g{k % 700}", {1: k % 3}) for k in range(900)]), 5, 0)
+    assert all(170 <= count <= 190 for count in Counter(row.fold for row in rows).values())
+
+
+# ---------------------------------------------------------------- the CSV ---------------------------------------------
+
+DATA = dataset([("p1", {1: 1}), ("p1", {1: 1}), ("p2", {1: 1}), ("", {})])
+GOOD = [Row("000.png", 0, "a", "p1"), Row("001.png", 0, "a", "p1"), Row("002.png", 1, "a", "p2"), Row("003.png", 1)]
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    write_csv(GOOD, path)
+    assert path.read_text().splitlines()[:2] == ["image,fold,stratum,group", "000.png,0,a,p1"]
+    assert read_csv(path) == GOOD
+    assert read_folds(path, DATA) == {1: 0, 2: 0, 3: 1, 4: 1}
+    assert check(GOOD, path, DATA, 2) == []
+    odd = [Row('a,"b".png', 0, "ä", "")]
+    write_csv(odd, path)
+    assert read_csv(path) == odd
+
+
+def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    path.write_bytes("\ufefffold, image\r\n0, 000.png\r\n0,001.png\r\n1,002.png\r\n1,003.png\r\n,\r\n".encode())
+    assert read_folds(path, DATA) == {1: 0, 2: 0, 3: 1, 4: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "no column image and no column fold; it has none"),
+        ("image,folds\n", "no column fold; it has image, folds"),
+        ("image,fold\n000.png,x\n", "line 2: the fold of 000.png is 'x'"),
+        ("image,fold\n000.png,-1\n", "must be a whole number"),
+        ("image,fold\n000.png\n", "line 2: the fold of 000.png is ''"),
+        ("image,fold\n000.png,0\n000.png,1\n", "names 000.png more than once"),
+    ],
+)
+def test_unreadable_csv(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "run.csv"
+    path.write_text(text)
+    with pytest.raises(FoldsError, match=f"run.csv.*{expected}"):
+        read_csv(path)
+
+
+def test_missing_csv_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FoldsError, match="none.csv.*python -m pipeline split"):
+        read_csv(tmp_path / "none.csv")
+    path = tmp_path / "run.csv"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(FoldsError, match="not a CSV"):
+        read_csv(path)
+
+
+def test_what_does_not_fit_is_all_listed() -> None:
+    rows = [Row("00.png", 0), Row("001.png", 7), *GOOD[2:]]
+    with pytest.raises(FoldsError) as caught:
+        check(rows, Path("run.csv"), DATA, 2)
+    text = str(caught.value)
+    for expected in (
+        "names images that are not in the data: 00.png (is it 00",
+        "misses images of the data: 000.png",
+        "has the folds 7, but folds.count is 2",
+    ):
+        assert expected in text
+    with pytest.raises(FoldsError, match="leaves the folds 1 without an image"):
+        check([Row(row.image, 0) for row in GOOD], Path("run.csv"), DATA, 2)
+
+
+def test_split_groups_are_a_warning() -> None:
+    rows = [Row("000.png", 0), Row("001.png", 1), Row("002.png", 1), Row("003.png", 0)]  # groups known from the data
+    (warning,) = check(rows, Path("run.csv"), DATA, 2)
+    assert "splits groups over folds" in warning and warning.endswith("p1")
+
+
+def test_csv_text_is_what_is_written(tmp_path: Path) -> None:
+    write_csv(GOOD, tmp_path / "run.csv")
+    assert to_csv(GOOD) == (tmp_path / "run.csv").read_text()
