@@ -102,7 +102,7 @@ def build(experiment: Experiment, layout: Layout) -> str:
     environment.filters.update(duration=duration, bytes=bytes_, thousands=thousands, measure=measure)
     return environment.get_template("template.html.j2").render(
         run=layout.run,
-        description=experiment.description,
+        description=experiment.description.strip(),
         competition=experiment.competition,
         metric=scores.metric if scores else "",
         scores=scores,

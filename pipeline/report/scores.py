@@ -59,13 +59,21 @@ class Scores:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the fusion ladder: the score after it, its gain with an interval, and whether it was adopted."""
+    """One step of the fusion ladder.
+
+    Attributes:
+        change: the settings that it changes.
+        score: what tuning measures, see fusion/ruler.py; `gain` is over the step below, `low` to `high` its interval.
+        competition: the competition's own score, where it was asked for.
+    """
 
     name: str
+    change: str
     score: float
     gain: float | None
     low: float | None
     high: float | None
+    competition: float | None
     adopted: bool
 
 
@@ -101,10 +109,12 @@ def read_ladder(path: Path) -> list[Step]:
     return [
         Step(
             str(row["step"]),
+            ", ".join(f"{k} {v}" for k, v in (row.get("settings") or {}).items()),
             float(row["score"]),
             number(row.get("gain")),
             number(row.get("low")),
             number(row.get("high")),
+            number((row.get("competition") or {}).get("score")),
             bool(row.get("adopted", True)),
         )
         for row in json.loads(path.read_text())

@@ -141,11 +141,15 @@ class DrawnRun:
         self.detections(self.train, **how).write(self.layout.fused("oof"))
         self.detections(self.test, **how).write(self.layout.fused("test"))
         self.layout.fusion.write_text("method: wbf\niou: 0.55\n")
+        none: dict[str, Any] = {"gain": None, "low": None, "high": None}
+        asked = {"score": 0.78, "ap50_capped_truths": 0.5}
         steps = [
-            {"step": "best single model", "score": 0.78, "gain": None, "low": None, "high": None, "adopted": True},
-            {"step": "all views", "score": 0.80, "gain": 0.02, "low": 0.01, "high": 0.03, "adopted": True},
+            {"step": "best single", "score": 0.78, **none, "adopted": True, "competition": asked, "settings": {}},
+            {"step": "+ views", "score": 0.80, "gain": 0.02, "low": 0.01, "high": 0.03, "adopted": True},
             {"step": "largest part", "score": 0.799, "gain": -0.001, "low": -0.004, "high": 0.002, "adopted": False},
         ]
+        for step in steps[1:]:
+            step |= {"competition": {}, "settings": {"largest_part": True, "weights": {"a<b": 2}}}
         self.write(self.layout.artifacts / "fusion" / "ladder.json", steps)
 
     def score(self) -> None:

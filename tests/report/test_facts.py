@@ -124,3 +124,11 @@ def test_precision_and_recall_reach_the_average_precision(drawn_run: DrawnRun) -
             envelope = np.maximum.accumulate(precision[::-1])[::-1]
             area = float(np.sum(np.diff(np.concatenate([[0.0], recall])) * envelope))
             assert area == pytest.approx(evaluation.ap(iou, category), abs=0.02)
+
+
+def test_the_ladder(drawn_run: DrawnRun) -> None:
+    drawn_run.fuse()
+    first, second, third = scores.read_ladder(drawn_run.layout.artifacts / "fusion" / "ladder.json")
+    assert (first.name, first.gain, first.competition, first.change) == ("best single", None, 0.78, "")
+    assert (second.gain, second.low, second.high, second.competition) == (0.02, 0.01, 0.03, None)
+    assert (third.adopted, third.change) == (False, "largest_part True, weights {'a<b': 2}")
