@@ -317,7 +317,7 @@ def _settings_at(title: str, location: list[str]) -> type[BaseModel]:
         "predict": PredictSettings, "fusion": FusionSettings, "submission": SubmissionSettings, "augment": Augmentation,
     }  # fmt: skip
     inside = [groups[key] for key in location if key in groups]
-    named = {cls.__name__: cls for cls in (Experiment, *groups.values())}
+    named: dict[str, type[BaseModel]] = {cls.__name__: cls for cls in groups.values()}
     return inside[-1] if inside else named.get(title, Experiment)
 
 

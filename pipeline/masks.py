@@ -27,7 +27,7 @@ def _text_to_runs(text):  # type: ignore[no-untyped-def]
     runs = np.empty(text.size, np.int64)
     count, position = 0, 0
     while position < text.size:
-        value, shift, more = 0, 0, True
+        value, shift, more = np.int64(0), 0, True
         while more:
             if position >= text.size:
                 return runs[:0], False
@@ -172,7 +172,9 @@ def rle_to_crop(rle: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x0, y0, x1, y1], np.int32), mask
 
 
-def crop_to_rle(grid: np.ndarray, box: Sequence[int], size: Sequence[int], threshold: int = FOREGROUND) -> dict[str, Any]:
+def crop_to_rle(
+    grid: np.ndarray, box: Sequence[int] | np.ndarray, size: Sequence[int], threshold: int = FOREGROUND
+) -> dict[str, Any]:
     """Encode the pixels of a crop that reach `threshold` as a compressed COCO RLE of the whole image.
 
     Args:

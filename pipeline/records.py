@@ -357,9 +357,9 @@ class Detections:
             mask_box, mask = rle_to_crop(record["segmentation"])
             if "bbox" in record:
                 x, y, w, h = (float(v) for v in record["bbox"])
-                box = (x, y, x + w, y + h)
+                box = [x, y, x + w, y + h]
             else:
-                box = tuple(float(v) for v in mask_box)
+                box = [float(v) for v in mask_box]
             image_id.append(int(record["image_id"]))
             category_id.append(int(record["category_id"]))
             score.append(float(record["score"]))

@@ -252,7 +252,7 @@ class MMDetection:
     def train(self, job: TrainJob) -> dict[str, Any]:
         torch.manual_seed(job.seed)
         network = build(job.model, len(job.images.categories))
-        network._is_init = True  # the runner would draw the weights again, over the pretrained ones
+        # the runner would draw the weights again, over the pretrained ones
         network.init_weights = lambda: None  # type: ignore[assignment,method-assign]
         return engine.run(network, collate, job, scope="mmdet")
 
