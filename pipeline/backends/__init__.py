@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,14 @@ from pipeline.records import Dataset, Detections, Image
 
 FRAMEWORKS = {"mmdet": "mmdet", "detectron2": "detectron2"}
 """Framework name in an experiment file → the package whose presence makes it usable."""
+
+
+CHATTER = (
+    "pkg_resources is deprecated",
+    "torch.meshgrid: in an upcoming release",
+    "The current default scope",
+)
+"""What the frameworks say about themselves at every start, of no use to whoever trains."""
 
 
 class TrainingError(RuntimeError):
@@ -74,6 +84,9 @@ def get(framework: str) -> Backend:
     """
     if not installed(framework):
         raise ExperimentError(f"{framework} is not installed, and this model needs it; {how_to_install(framework)}")
+    for message in CHATTER:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     module = importlib.import_module(f"pipeline.backends.{framework}")
     backend: Backend = module.BACKEND
     return backend
