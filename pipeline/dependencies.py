@@ -27,7 +27,7 @@ _USES = {
     "score": ("score",),
     "encode": ("write", "validate"),
     "validate": ("validate",),
-    "report": (),
+    "report": ("read_submission",),
 }
 """The methods of its competition that a stage calls; stages that are not here know no competition."""
 
@@ -56,10 +56,11 @@ def _slice(stage: str, experiment: Experiment, model: str, fold: str, part: str)
             experiment.fusion,
             experiment.submission,
             list(experiment.models),
+            experiment.validation_folds(),
             experiment.seed,
         )
     if stage == "fuse":
-        return experiment.fusion, experiment.submission, list(experiment.models)
+        return list(experiment.models), experiment.fold_names()  # the settings themselves are in fusion.yaml
     if stage == "score":
         first_views = {name: experiment.views(name, "oof")[0] for name in experiment.models}
         return experiment.competition, experiment.submission, first_views, experiment.validation_folds()

@@ -164,8 +164,12 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _models_are_whole(self) -> Experiment:
         for name in self.models:
-            self.train_settings(name)
-            self.predict_settings(name)
+            for group, settings in (("train", self.train_settings), ("predict", self.predict_settings)):
+                try:
+                    settings(name)
+                except ValidationError as error:
+                    # pydantic would pass this one on without saying which model it is about
+                    raise ValueError("\n  ".join(_explain(error, ("models", name, group)))) from error
         unknown = set(self.fusion.weights) - set(self.models)
         if unknown:
             raise ValueError(f"fusion.weights names {sorted(unknown)}, which are not among the models {sorted(self.models)}")
@@ -293,32 +297,32 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, above: tuple[str, ...] = ()) -> list[str]:
+    """A line for each problem. `above` is where in the experiment the settings stand that are wrong."""
     lines = []
     for problem in error.errors():
-        location = [str(part) for part in problem["loc"]]
-        where = ".".join(location) or "experiment"
+        location = [*above, *(str(part) for part in problem["loc"])]
+        where = ".".join(location)
         if problem["type"] == "extra_forbidden":
-            known = list(_settings_at(error.title, location[:-1]).model_fields)
+            known = list(_settings_at(location[:-1]).model_fields)
             lines.append(f"unknown setting {where}{_nearest(location[-1], known)}; known here: {', '.join(known)}")
         elif problem["type"] == "missing":
             lines.append(f"{where} is missing")
-        elif problem["type"] == "value_error" and isinstance(problem.get("ctx", {}).get("error"), ValidationError):
-            lines += _explain(problem["ctx"]["error"])
+        elif not location:  # of the experiment as a whole
+            lines.append(problem["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')} (it is {problem['input']!r})"[:600])
     return lines
 
 
-def _settings_at(title: str, location: list[str]) -> type[BaseModel]:
-    """The settings class that holds the keys at a place below the class of this name."""
+def _settings_at(location: list[str]) -> type[BaseModel]:
+    """The settings class that holds the keys at a place in the experiment."""
     groups: dict[str, type[BaseModel]] = {
         "data": DataSettings, "folds": FoldSettings, "models": ModelSettings, "train": TrainSettings,
         "predict": PredictSettings, "fusion": FusionSettings, "submission": SubmissionSettings, "augment": Augmentation,
     }  # fmt: skip
     inside = [groups[key] for key in location if key in groups]
-    named: dict[str, type[BaseModel]] = {cls.__name__: cls for cls in groups.values()}
-    return inside[-1] if inside else named.get(title, Experiment)
+    return inside[-1] if inside else Experiment
 
 
 def _nearest(word: str, known: list[str]) -> str:

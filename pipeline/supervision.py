@@ -95,8 +95,10 @@ def die_with_run() -> None:
 
 def _outlive_nothing(run: int) -> None:
     _wait_for_end(run)
-    for child in _descendants(os.getpid()):
-        _kill(child)
+    while children := _descendants(os.getpid()):  # until no thread of ours starts another
+        for child in children:
+            _kill(child)
+        time.sleep(0.001)
     _kill(os.getpid())
 
 
@@ -133,14 +135,16 @@ def _kill(pid: int) -> None:
 
 
 def _descendants(pid: int) -> list[int]:
+    """The living processes below a process."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # the name in parentheses may hold anything; the parent is the second field behind it
-            parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
+            # the name in parentheses may hold anything; behind it come the state (Z: ended) and the parent
+            state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
+        except (OSError, ValueError):
             continue
-        children.setdefault(parent, []).append(int(path.parent.name))
+        if state != "Z":
+            children.setdefault(int(parent), []).append(int(path.parent.name))
     found = [pid]
     for each in found:
         found += children.get(each, [])

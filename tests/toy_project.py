@@ -74,13 +74,13 @@ def run(experiment, layout, model, fold):
     place = folder / "work" / "iteration"
     place.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / "lock", f"training of {model} on fold {fold}"):
-        begin = int(place.read_text()) if place.exists() else 0
+        begin = int(place.read_text() or 0) if place.exists() else 0
         toy.mark(layout, "train", model, fold, "from", begin)
         if experiment.train_settings(model).learning_rate > 1:
             raise ValueError("the loss became nan; lower train.learning_rate")
         for iteration in range(begin, experiment.train_settings(model).iterations):
             time.sleep(0.02)
-            toy.put(place, iteration + 1)
+            place.write_text(str(iteration + 1))
         place.unlink(missing_ok=True)
         toy.put(layout.checkpoint(model, fold), model, fold, toy_helpers.of_training(1), toy_helpers.of_both(1))
 """,
@@ -94,7 +94,8 @@ def run(experiment, layout, model, fold, part):
 from pipeline import toy
 def run(experiment, layout):
     toy.mark(layout, "tune")
-    toy.put(layout.fusion, experiment.fusion.iou)
+    for path in ("fusion.yaml", "fusion/training.parquet", "fusion/ladder.json"):
+        toy.put(layout.artifacts / path, experiment.fusion.iou)
 """,
     "fuse": """
 from pipeline import toy
@@ -215,7 +216,7 @@ class ToyProject:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
 

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.experiment import ALL, PROJECT, Experiment, ExperimentError, Layout, digest, find, load
+
+SMALL: dict[str, Any] = {
+    "competition": "synthetic",
+    "folds": {"count": 3},
+    "models": {
+        "a": {"framework": "mmdet", "config": "a.py", "train": {"iterations": 7}, "predict": {"views": ["hflip"]}},
+        "b": {"framework": "detectron2", "config": "b.yaml"},
+    },
+    "fusion": {"weights": {"a": 2.0}},
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def written(**changes: Any) -> str:
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump({**SMALL, **changes}))
+        return str(path)
+
+    return written
+
+
+def message(path: str, **overrides: Any) -> str:
+    with pytest.raises(ExperimentError) as caught:
+        load(path, {key.replace("__", "."): value for key, value in overrides.items()})
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- loading ---------------------------------------------
+
+
+def test_the_file_names_the_run_and_the_rest_has_defaults(write: Any) -> None:
+    experiment = load(write())
+    assert experiment.name == "small"
+    assert experiment.train.batch == 2 and experiment.submission.max_per_image == 300
+    assert load(write(name="other")).name == "other"
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (PROJECT / "configs" / "experiments").glob("*.yaml")))
+def test_every_experiment_of_the_project_loads(name: str) -> None:
+    experiment = load(name)
+    assert experiment.name == name
+    for model in experiment.models.values():
+        assert (PROJECT / model.config).is_file(), model.config
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong", "near"),
+    [
+        ({"tran": {}}, "tran", "train"),
+        ({"train": {"iteratons": 5}}, "train.iteratons", "iterations"),
+        ({"predict": {"vews": ["identity"]}}, "predict.vews", "views"),
+        ({"fusion": {"confidense": "max"}}, "fusion.confidense", "confidence"),
+        ({"submission": {"max_per_imag": 5}}, "submission.max_per_imag", "max_per_image"),
+        ({"data": {"paths": "x"}}, "data.paths", "path"),
+        ({"folds": {"counts": 3}}, "folds.counts", "count"),
+        ({"models": {"a": {"framework": "mmdet", "confg": "a.py", "config": "a.py"}}}, "models.a.confg", "config"),
+        ({"models": {"a": {"framework": "mmdet", "config": "a.py", "train": {"bach": 1}}}},
+         "models.a.train.bach", "batch"),
+        ({"models": {"a": {"framework": "mmdet", "config": "a.py", "predict": {"score_treshold": 0}}}},
+         "models.a.predict.score_treshold", "score_threshold"),
+        ({"train": {"augment": [{"nam": "D4"}]}}, "train.augment.0.nam", "name"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_is_named_with_the_nearest_known(write: Any, changes: Any, wrong: str, near: str) -> None:
+    text = message(write(**changes))
+    assert wrong in text and f"did you mean {near!r}?" in text and "small.yaml" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": {}}, ["models"]),
+        ({"competition": None}, ["competition"]),
+        ({"folds": {"count": 1}}, ["folds.count"]),
+        ({"folds": {"count": 3, "use": [3]}}, ["folds.use", "0..2"]),
+        ({"train": {"scale": [2.0, 1.0]}}, ["scale", "smallest"]),
+        ({"train": {"iterations": "many"}}, ["train.iterations", "many"]),
+        ({"models": {"a": {"framework": "yolo", "config": "x"}}}, ["models.a.framework", "mmdet"]),
+        ({"fusion": {"weights": {"c": 1.0}}}, ["fusion.weights", "'c'"]),
+        ({"predict": {"views": []}}, ["predict.views"]),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_place(write: Any, changes: Any, words: list[str]) -> None:
+    text = message(write(**changes))
+    assert all(word in text for word in words), text
+
+
+def test_several_mistakes_are_told_at_once(write: Any) -> None:
+    text = message(write(tran={}, folds={"count": 0}))
+    assert "tran" in text and "folds.count" in text
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    assert "did you mean 'quickstart'" in message("quickstrat")
+    assert "there is no experiment file" in message(str(tmp_path / "none.yaml"))
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [")
+    assert "is not YAML" in message(str(bad))
+    bad.write_text("")
+    assert "holds no settings" in message(str(bad))
+    assert find("quickstart") == PROJECT / "configs" / "experiments" / "quickstart.yaml"
+
+
+# ---------------------------------------------------------------- overrides -------------------------------------------
+
+
+def test_overrides_reach_into_groups_and_make_them(write: Any) -> None:
+    experiment = load(write(), {"train.iterations": 11, "models.b.train.batch": 5, "folds.use": [1], "seed": 3})
+    assert experiment.train.iterations == 11 and experiment.seed == 3
+    assert experiment.train_settings("a").iterations == 7
+    assert experiment.train_settings("b").batch == 5
+    assert experiment.validation_folds() == [1]
+
+
+def test_overrides_are_checked_like_the_file(write: Any) -> None:
+    assert "did you mean 'iterations'?" in message(write(), train__iteratons=1)
+    assert "competition is a value" in message(write(), competition__name=1)
+
+
+# ---------------------------------------------------------------- what a model gets -----------------------------------
+
+
+def test_models_override_the_experiment(write: Any) -> None:
+    experiment = load(write(predict={"views": ["identity", "vflip"], "oof_views": ["identity"]}))
+    assert experiment.train_settings("a").iterations == 7
+    assert experiment.train_settings("b") == experiment.train
+    assert experiment.views("a", "test") == ["hflip"]
+    assert experiment.views("a", "oof") == ["identity"]
+    assert experiment.views("b", "test") == ["identity", "vflip"]
+
+
+def test_folds(write: Any) -> None:
+    assert load(write()).fold_names() == ["0", "1", "2"]
+    experiment = load(write(folds={"count": 3, "use": [2], "final": True}))
+    assert experiment.fold_names() == ["2", ALL] and experiment.validation_folds() == [2]
+
+
+def test_a_run_cut_down(write: Any) -> None:
+    experiment = load(write(folds={"count": 3, "final": True}))
+    cut = experiment.only(["b"], ["1", ALL])
+    assert list(cut.models) == ["b"] and cut.fusion.weights == {} and cut.fold_names() == ["1", ALL]
+    assert cut.folds.count == 3
+    assert experiment.only(None, None) == experiment
+    assert experiment.only(["a"], None).fusion.weights == {"a": 2.0}
+    with pytest.raises(ExperimentError, match="no model 'bb'.*did you mean 'b'.*it has a, b"):
+        experiment.only(["bb"], None)
+    with pytest.raises(ExperimentError, match="no fold '7'; it has 0, 1, 2, all"):
+        experiment.only(None, ["7"])
+
+
+def test_data_are_looked_for_in_turn(write: Any, tmp_path: Path) -> None:
+    there = tmp_path / "there.zip"
+    there.write_bytes(b"")
+    assert load(write(data={"path": [str(tmp_path / "none.zip"), str(there)]})).data_path() == there
+    assert load(write()).data_path() is None
+    with pytest.raises(ExperimentError, match=r"no data at .*none.zip.*--data PATH"):
+        load(write(data={"path": str(tmp_path / "none.zip")})).data_path()
+
+
+# ---------------------------------------------------------------- hashes and places -----------------------------------
+
+
+def test_a_digest_is_of_the_values_alone() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2}) != digest({"a": 1}, 2)
+    assert digest(Experiment.model_validate({"name": "x", **SMALL}).train) == digest(
+        Experiment.model_validate({"name": "y", **SMALL}).train
+    )
+
+
+def test_the_artifacts_of_two_runs_models_folds_and_parts_never_meet(tmp_path: Path) -> None:
+    places = [
+        place
+        for run in ("one", "two")
+        for layout in (Layout(run, tmp_path),)
+        for place in (
+            layout.train_json, layout.test_json, layout.integrity, layout.folds, layout.fusion, layout.scores,
+            layout.report, layout.submission(".zip"), layout.submission(".csv"), layout.fused("oof"), layout.fused("test"),
+            *(layout.checkpoint(m, f) for m in ("a", "b") for f in ("0", ALL)),
+            *(layout.predictions(m, f, p) for m in ("a", "b") for f in ("0", ALL) for p in ("oof", "test")),
+        )
+    ]  # fmt: skip
+    assert len(set(places)) == len(places)
+    assert all(place.is_relative_to(tmp_path) for place in places)
+    layout = Layout("one", tmp_path)
+    assert layout.folds == tmp_path / "folds" / "one.csv"
+    assert layout.submission() == tmp_path / "submissions" / "one.zip"
+    assert layout.checkpoint("a", "0").is_relative_to(layout.training("a", "0"))
+    assert Layout("one").root == PROJECT

@@ -1,0 +1,374 @@
+"""What runs again after which change: the real graph over stages that only leave marks (see toy_project)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import codeversion, dependencies
+from pipeline.cli import STAGES
+from pipeline.experiment import PROJECT, Experiment, load
+from pipeline.progress import label, reason
+from tests.toy_project import EXPERIMENT, JOBS, ToyProject
+
+AFTER_TRAINING = Counter(tune=1, fuse=2, score=1, encode=1, validate=1, report=1)
+AFTER_FUSING = Counter(score=1, encode=1, validate=1, report=1)
+CONFIG = "configs/experiments/toy.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
+    project = ToyProject.make(tmp_path_factory.mktemp("finished"))
+    done = project.call("run", "toy")
+    assert done.returncode == 0, done.stderr
+    assert Counter(line.split()[0] for line in project.trace()) == JOBS
+    (project.folder / "said.txt").write_text(done.stderr)
+    return project
+
+
+@pytest.fixture
+def project(finished: ToyProject, tmp_path: Path) -> ToyProject:
+    copied = finished.copy(tmp_path / "copy")
+    (copied.folder / "trace.txt").unlink()
+    return copied
+
+
+def settings(project: ToyProject, **changes: object) -> None:
+    """Change settings of the experiment file, given with dots as double underscores."""
+    path = project.folder / CONFIG
+    tree = yaml.safe_load(path.read_text())
+    for name, value in changes.items():
+        *groups, key = name.split("__")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[key] = value
+    path.write_text(yaml.safe_dump(tree))
+
+
+# ---------------------------------------------------------------- what a run says and leaves --------------------------
+
+
+def test_a_run_leaves_every_artifact_and_says_where(finished: ToyProject) -> None:
+    said = (finished.folder / "said.txt").read_text()
+    layout = finished.layout
+    for path in (layout.scores, layout.report, layout.submission(), layout.fused("oof"), layout.artifacts / "experiment.yaml"):
+        assert path.is_file(), path
+    assert "out of fold: marks 0.5000" in said
+    assert str(layout.submission()) in said and str(layout.report) in said
+    assert "train a fold 0: starts (not made yet)" in said
+    assert re.search(r"report: done in \d+ s  \[13 of 13\]", said)
+    assert "Snakemake" not in said and "SNAKEMAKE" not in said
+    logs = {path.name for path in (layout.artifacts / "logs").iterdir()}
+    assert {"prepare.log", "train-a-0.log", "predict-b-0-test.log", "fuse-oof.log", "report.log"} <= logs
+    assert not list(finished.folder.rglob("*.tmp"))
+
+
+def test_a_second_run_does_nothing_and_says_so(project: ToyProject) -> None:
+    before = len(project.trace())
+    start = time.monotonic()
+    done = project.call("run", "toy")
+    assert (done.returncode, len(project.trace())) == (0, before), done.stderr
+    assert "nothing to do" in done.stderr and "out of fold" in done.stderr
+    assert time.monotonic() - start < 10  # 1.3 s on a quiet machine, which is not what a test may count on
+
+
+# ---------------------------------------------------------------- deleted artifacts -----------------------------------
+
+
+@pytest.mark.parametrize(
+    ("artifact", "again"),
+    [
+        ("artifacts/toy/predictions/a/fold-0-oof.parquet", Counter(predict=1) + AFTER_TRAINING),
+        ("artifacts/toy/models/b/fold-0/checkpoint.pth", Counter(train=1, predict=2) + AFTER_TRAINING),
+        ("artifacts/toy/fused/test.parquet", Counter(fuse=1, encode=1, validate=1, report=1)),
+        ("artifacts/toy/report.html", Counter(report=1)),
+        ("submissions/toy.zip", Counter(encode=1, validate=1, report=1)),
+    ],
+)
+def test_a_deleted_artifact_is_made_again_and_what_hangs_on_it(
+    project: ToyProject, artifact: str, again: Counter[str]
+) -> None:
+    (project.folder / artifact).unlink()
+    assert project.planned() == again
+
+
+def test_data_made_again_as_they_were_retrain_nothing(project: ToyProject) -> None:
+    project.layout.train_json.unlink()
+    (project.layout.train_json.parent / "images").rmdir() if not any(
+        (project.layout.train_json.parent / "images").iterdir()
+    ) else None
+    ran = project.run()
+    assert set(ran) <= {"prepare", "split"} and ran["prepare"] == 1
+
+
+def test_a_deleted_division_made_again_as_it_was_retrains_nothing(project: ToyProject) -> None:
+    project.layout.folds.unlink()
+    assert project.run() == Counter(split=1)
+
+
+def test_a_division_changed_by_hand_is_kept_and_trained_on(project: ToyProject) -> None:
+    project.layout.folds.write_text("by hand")
+    assert project.planned() == Counter(train=2, predict=4) + AFTER_TRAINING
+    settings(project, folds__count=3)
+    assert project.run("--until", "split") == Counter(split=1)
+    assert project.layout.folds.read_text() == "by hand"
+
+
+# ---------------------------------------------------------------- changed settings ------------------------------------
+
+
+def test_changing_one_models_settings_retrains_only_it(project: ToyProject) -> None:
+    settings(project, models__a__train={"learning_rate": 0.1})
+    planned = project.call("run", "toy", "--dry-run")
+    assert "train a fold 0: would run (its settings changed)" in planned.stderr
+    assert "train b" not in planned.stderr and "predict b" not in planned.stderr
+    assert project.planned() == Counter(train=1, predict=2) + AFTER_TRAINING
+
+
+def test_changing_a_config_retrains_what_builds_on_it_but_a_comment_does_not(project: ToyProject) -> None:
+    folder = project.folder / "configs" / "models" / "mmdet"
+    (folder / "derived.py").write_text("# said differently\n" + (folder / "derived.py").read_text())
+    assert not project.planned()
+    project.edit("configs/models/mmdet/derived.py", "depth=34", "depth=50")
+    assert project.planned()["train"] == 1
+    project.edit("configs/models/mmdet/plain.py", "depth=18", "depth=50")
+    assert project.planned()["train"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"predict__views": ["identity", "hflip"]}, Counter(predict=4) + AFTER_TRAINING),
+        ({"predict__oof_views": ["identity", "vflip"]}, Counter(predict=2) + AFTER_TRAINING),
+        ({"models__b__predict": {"score_threshold": 0.3}}, Counter(predict=2) + AFTER_TRAINING),
+        ({"fusion__iou": 0.7}, AFTER_TRAINING),
+        ({"train__log_every": 3}, Counter(report=1)),
+        ({"description": "words"}, Counter(report=1)),
+        ({"threads": 2}, Counter(report=1)),
+    ],
+)
+def test_a_setting_makes_again_what_depends_on_it(
+    project: ToyProject, change: dict[str, object], again: Counter[str]
+) -> None:
+    settings(project, **change)
+    assert project.planned() == again
+
+
+def test_another_fold_adds_to_what_there_is(project: ToyProject) -> None:
+    settings(project, folds__use=[0, 1])
+    assert project.planned() == Counter(train=2, predict=4) + AFTER_TRAINING
+
+
+def test_changed_data_are_read_again_and_moved_data_are_not(project: ToyProject) -> None:
+    one, other = project.folder / "one.txt", project.folder / "other.txt"
+    one.write_text("data")
+    ran = project.run("--data", str(one))
+    assert ran["prepare"] == 1 and ran["train"] == 2  # the drawn data became another
+    one.rename(other)
+    assert not project.run("--data", str(other))
+    other.write_text("more data")
+    assert project.planned("--data", str(other))["prepare"] == 1
+
+
+def test_unpacked_data_serve_without_the_files_they_came_from(project: ToyProject) -> None:
+    path = project.folder / "one.txt"
+    path.write_text("data")
+    project.run("--data", str(path))
+    path.unlink()
+    assert not project.run("--data", str(path))
+    project.layout.train_json.unlink()
+    refused = project.call("run", "toy", "--data", str(path))
+    assert refused.returncode == 1 and "no data at" in refused.stderr and "Traceback" not in refused.stderr
+
+
+# ---------------------------------------------------------------- changed code ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("helper", "again"),
+    [
+        ("of_training", Counter(train=2, predict=4) + AFTER_TRAINING),
+        ("of_fusing", Counter(fuse=2) + AFTER_FUSING),
+        ("of_both", Counter(train=2, predict=4) + AFTER_TRAINING),
+        ("of_nobody", Counter()),
+    ],
+)
+def test_an_edited_helper_runs_exactly_the_stages_that_use_it(
+    project: ToyProject, helper: str, again: Counter[str]
+) -> None:
+    project.edit("pipeline/toy_helpers.py", f"def {helper}(value):\n    return value + 1", f"def {helper}(value):\n    return value")
+    assert project.planned() == again
+
+
+def test_comments_and_docstrings_run_nothing(project: ToyProject) -> None:
+    for path in (project.folder / "pipeline").rglob("*.py"):
+        path.write_text(f"# a comment\n{path.read_text()}\n# another\n")
+    assert not project.planned()
+
+
+def test_a_competitions_methods_count_for_the_stages_that_call_them(project: ToyProject) -> None:
+    file = "pipeline/competitions/marks.py"
+    project.edit(file, "return 3", "return 33")  # write
+    assert project.planned() == Counter(encode=1, validate=1, report=1)
+    project.edit(file, "return 4", "return 44")  # read_submission
+    assert project.planned() == Counter(encode=1, validate=1, report=1)
+
+
+# ---------------------------------------------------------------- parts of a run --------------------------------------
+
+
+def test_until_one_model_and_one_fold(project: ToyProject) -> None:
+    for path in project.layout.artifacts.rglob("*.pth"):
+        path.unlink()
+    assert project.planned("--until", "train") == Counter(train=2)
+    assert project.planned("--until", "train", "--model", "b") == Counter(train=1)
+    refused = project.call("run", "toy", "--model", "c")
+    assert refused.returncode == 1 and "no model 'c'" in refused.stderr
+    assert project.call("run", "toy", "--fold", "7").returncode == 1
+
+
+def test_options_that_are_not_ours_go_to_snakemake(project: ToyProject) -> None:
+    assert project.planned("--forcerun", "score") == Counter(score=1, report=1)
+
+
+def test_artifacts_may_live_elsewhere(project: ToyProject, tmp_path: Path) -> None:
+    assert sum(project.planned("--root", str(tmp_path / "drive")).values()) == sum(JOBS.values())
+
+
+def test_a_model_without_its_framework_is_left_out_in_one_line(project: ToyProject) -> None:
+    package = project.folder / "pipeline" / "backends" / "__init__.py"
+    package.write_text(package.read_text().replace('"detectron2": "detectron2"', '"detectron2": "no_such_package"'))
+    settings(project, models__c={"framework": "detectron2", "config": "configs/models/mmdet/plain.py"})
+    done = project.call("run", "toy", "--dry-run")
+    lines = [line for line in done.stderr.splitlines() if "c is left out" in line]
+    assert done.returncode == 0 and len(lines) == 1 and "detectron2 is not installed" in lines[0]
+    assert "train c" not in done.stderr
+    alone = project.call("run", "toy", "--model", "c")
+    assert alone.returncode == 1 and "no model that can be used here" in alone.stderr
+    assert "Traceback" not in alone.stderr
+
+
+def test_a_missing_config_is_told_in_one_line(project: ToyProject) -> None:
+    done = project.call("run", "toy", "--set", "models.a.config=configs/models/mmdet/none.py")
+    assert done.returncode == 1 and "none.py" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_failing_stage_names_its_log_and_the_others_go_on(project: ToyProject) -> None:
+    for path in project.layout.artifacts.rglob("*.pth"):
+        path.unlink()
+    done = project.call("run", "toy", "--set", "models.a.train.learning_rate=2")
+    log = project.layout.artifacts / "logs" / "train-a-0.log"
+    assert done.returncode == 1
+    assert f"train a fold 0 failed, see {log}" in done.stderr
+    assert "the loss became nan; lower train.learning_rate" in done.stderr
+    assert "the loss became nan" in log.read_text()
+    assert "Traceback" not in done.stderr
+    assert project.layout.checkpoint("b", "0").exists()
+    assert project.run()["train"] == 1  # and the same command goes on
+
+
+def test_the_experiment_file_may_be_edited_while_it_runs(project: ToyProject) -> None:
+    """The stages read the settings that the run began with."""
+    settings(project, models__a__train={"iterations": 60}, predict__views=["hflip"])
+    run = project.start("run", "toy")
+    project.wait_for("train a 0 from 0", 60)
+    settings(project, predict__views=["vflip"])
+    assert run.communicate(timeout=120)[0] is None and run.returncode == 0
+    assert "hflip" in project.layout.predictions("a", "0", "test").read_text()
+    assert project.planned()["predict"] == 4
+
+
+# ---------------------------------------------------------------- the real project ------------------------------------
+
+
+def test_every_experiment_of_the_project_makes_a_graph(tmp_path: Path) -> None:
+    """All stages are there, and every rule finds its settings and code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", "quickstart", "--dry-run", "--root", str(tmp_path)],
+        cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    planned = Counter(line.split()[1].rstrip(":") for line in done.stderr.splitlines() if "would run" in line)
+    assert set(planned) == set(STAGES)
+    assert not (tmp_path / "artifacts" / "quickstart" / "experiment.yaml").exists()
+
+
+def example() -> Experiment:
+    return load("quickstart")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_no_setting_that_it_is_not_run_again_for(stage: str) -> None:
+    """What the code reached by a stage takes from `experiment` is among what its hash is made of."""
+    experiment = example()
+    model = next(iter(experiment.models))
+    reached = codeversion.reached(*dependencies.roots_of(stage, experiment, model))
+    read: set[str] = set()
+    for definition in reached:
+        module, _, name = definition.partition(":")
+        if not module.startswith("pipeline.experiment"):
+            read |= attributes_of("experiment", module, name)
+    known = {
+        "prepare": {"competition", "data", "data_path", "seed"},
+        "split": {"competition", "folds", "seed"},
+        "train": {"models", "train_settings", "seed"},
+        "predict": {"models", "predict_settings", "views"},  # its checkpoint stands for the network
+        # (of all trainings only for the test images, which are not tuned on)
+        "tune": {"competition", "fusion", "submission", "models", "seed", "validation_folds", "fold_names"},
+        "fuse": {"models", "validation_folds", "fold_names"},
+        "score": {"competition", "submission", "models", "validation_folds", "views"},
+        "encode": {"competition", "submission"},
+        "validate": {"competition"},
+        "report": read,  # its hash is made of everything
+    }
+    assert read - {"name"} <= known[stage]
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("train", "predict")])
+def test_a_stage_calls_no_method_of_its_competition_that_it_is_not_run_again_for(stage: str) -> None:
+    roots, unused = dependencies.roots_of(stage, example())
+    called: set[str] = set()
+    for definition in codeversion.reached(roots, unused):
+        module, _, name = definition.partition(":")
+        if not module.startswith("pipeline.competitions"):
+            for variable in ("competition", "chosen"):
+                called |= attributes_of(variable, module, name)
+    ignored = set(unused["pipeline.competitions"])
+    if stage in ("score", "validate"):  # the files-alone functions beside `run` are no part of it
+        ignored &= {"write", "stratum"}
+    assert not called & ignored
+
+
+def attributes_of(variable: str, module: str, definition: str) -> set[str]:
+    """Which attributes a definition reads from a variable of this name."""
+    path = PROJECT.joinpath(*module.split("."))
+    path = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+    facts = codeversion._read(path, module).facts[definition]
+    return {chain[1] for chain in facts.chains if len(chain) > 1 and chain[0] == variable}
+
+
+# ---------------------------------------------------------------- wording ---------------------------------------------
+
+
+def test_labels_and_reasons() -> None:
+    assert label("predict", {"model": "a", "fold": "all", "part": "test"}) == "predict a fold all test"
+    assert label("tune", {}) == "tune"
+    text = "Params have changed since last execution: before: <nothing exclusive> now: 'code 12'"
+    assert reason(text) == "its code changed"
+    assert reason("Missing output files: x") == "not made yet"
+
+
+def test_toy_settings_stay_what_the_counts_assume() -> None:
+    assert JOBS["train"] == len(EXPERIMENT["models"])  # type: ignore[arg-type]
+    assert json.dumps(EXPERIMENT) and os.name == "posix"
