@@ -1,7 +1,7 @@
 """The commands: ``python -m pipeline <stage> …``. Each is a thin shell around one stage's `run`.
 
-Messages go to standard error. Standard output holds the results of the commands that work on files alone: its last line is
-one JSON object. The exit status is 0 when all is well and 1 when it is not.
+Messages go to standard error. Standard output holds the results of the commands that work on files alone: its last line
+is one JSON object. The exit status is 0 when all is well and 1 when it is not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status. Known errors are told in one line; MASKFOLD_DEBUG=1 shows where they arose."""
+    """Run a command and return its exit status. Known errors are told in one line; MASKFOLD_DEBUG=1 shows where they
+    arose."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help") or given[0] not in COMMANDS:
         return _help(given)
@@ -117,7 +118,8 @@ def _part_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _files_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """For the stages that also work on files alone: with --competition the arguments are submissions, not an experiment."""
+    """For the stages that also work on files alone: with --competition the arguments are submissions, not an
+    experiment."""
     parser.add_argument(
         "experiment", nargs="+" if several else None, metavar="EXPERIMENT | SUBMISSION",
         help="an experiment, by name or YAML file; with --competition: a submission (.zip, .json, .parquet, …)",
@@ -268,7 +270,8 @@ def _fuse(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.stages import fuse
 
     if options.competition:
-        _print_json(fuse.fuse_files(options.competition, options.experiment, _needed(options, "output")))
+        output = _needed(options, "output")
+        _print_json(fuse.fuse_files(options.competition, options.experiment, output))
         return 0
     if len(options.experiment) > 1:
         raise ValueError("fuse takes one experiment, or with --competition several submissions")

@@ -1,15 +1,16 @@
 """The version of the code that a stage depends on: a hash of just the definitions it can reach.
 
-From the stage's entry the definitions are followed by name, through the package and through imports inside functions too.
-A function, a constant and each method of a class count separately, so an edit changes the version of the stages that use
-the edited lines and of no other. Comments, docstrings and formatting do not count, nor does the file a function lives in.
+From the stage's entry the definitions are followed by name, through the package and through imports inside functions
+too. A function, a constant and each method of a class count separately, so an edit changes the version of the stages
+that use the edited lines and of no other. Comments, docstrings and formatting do not count, nor does the file a
+function lives in.
 
-What cannot be seen in the text is assumed to be used: a method counts once its class is reached and its name is accessed on
-anything at all; every method counts where the class derives from a class outside the package (frameworks call those); a
-module's own statements and its registrations by decorator count once anything of the module is reached.
+What cannot be seen in the text is assumed to be used: a method counts once its class is reached and its name is
+accessed on anything at all; every method counts where the class derives from a class outside the package (frameworks
+call those); a module's own statements and its registrations by decorator count once anything of the module is reached.
 
-Settings (pydantic models) are the exception the other way: their fields, defaults and validators act through the values they
-give, and those values are part of what a stage depends on by themselves.
+Settings (pydantic models) are the exception the other way: their fields, defaults and validators act through the values
+they give, and those values are part of what a stage depends on by themselves.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class _Module:
     folder: Path
     package: str
     facts: dict[str, _Facts] = field(default_factory=dict)
-    """By definition: ``function``, ``CONSTANT``, ``Class`` (bases, fields), ``Class.method``, ``Class.<hooks>``, ``<module>``."""
+    """By definition: ``function``, ``CONSTANT``, ``Class`` (bases, fields), ``Class.method``, ``<module>``, …"""
     classes: dict[str, _Class] = field(default_factory=dict)
     imports: dict[str, _Target] = field(default_factory=dict)
     registered: set[str] = field(default_factory=set)
@@ -92,8 +93,8 @@ def version(roots: Iterable[str], unused: Mapping[str, Iterable[str]] | None = N
     Args:
         roots: ``package.module:definition`` (or ``package.module``: all that its statements use). Modules that the code
             picks by a name in the settings cannot be seen in its text and have to be given here.
-        unused: module prefix → methods that this stage does not call there, though it may read an attribute of that name
-            elsewhere (``read``, ``write``, …). Such a method counts only where its own class calls it.
+        unused: module prefix → methods that this stage does not call there, though it may read an attribute of that
+            name elsewhere (``read``, ``write``, …). Such a method counts only where its own class calls it.
         package: the folder of the package.
 
     Raises:
@@ -297,7 +298,7 @@ class _Walk:
         return self._home_of(home, tuple(path), depth + 1) if home is not None and path else (None, "")
 
     def _dispatch(self) -> bool:
-        """Reach the methods, and the definitions of modules held as values, whose names have come up. True if any did."""
+        """Reach the methods, and what is in modules held as values, whose names have come up. True if any did."""
         waiting, self.waiting = self.waiting, []
         for module, name, method in waiting:
             if method in self.attributes and not self._is_unused(module, method):

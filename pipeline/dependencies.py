@@ -1,7 +1,7 @@
 """What each stage depends on besides its input files: the settings it reads and the code it uses.
 
-Both go into the stage graph as short hashes: when one changes, the stage and what hangs on it are made again, and nothing
-else is.
+Both go into the stage graph as short hashes: when one changes, the stage and what hangs on it are made again, and
+nothing else is.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def code(stage: str, experiment: Experiment, model: str = "") -> str:
 
 
 def roots_of(stage: str, experiment: Experiment, model: str = "") -> tuple[list[str], dict[str, list[str]]]:
-    """Where the stage's code begins, with the modules that it picks by name, and which of their methods it leaves alone."""
+    """Where the stage's code begins, with the modules that it picks by name, and which of their methods it leaves
+    alone."""
     roots = [f"pipeline.stages.{stage}:run"]
     if stage in ("train", "predict"):
         chosen = experiment.models[model]

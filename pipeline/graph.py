@@ -68,7 +68,7 @@ def run(
         supervision.announce_run()
         frozen = layout.artifacts / "experiment.yaml"
         _freeze(experiment, frozen)
-        # The data come first, by themselves: where they turn out as they were, nothing that hangs on them is made again.
+        # The data come first, by themselves: where they turn out as they were, nothing more is made again.
         succeeded = bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments[:4]])
         succeeded = succeeded and _snakemake(layout, frozen, gpus, ["everything", *arguments, *options])
     _conclude(succeeded)
@@ -91,7 +91,8 @@ def _conclude(succeeded: bool) -> bool:
 
 
 def _frozen(experiment: Experiment) -> str:
-    """The experiment with every setting filled in, so that a later edit of its file does not reach into a running run."""
+    """The experiment with every setting filled in, so that a later edit of its file does not reach into a running
+    run."""
     settings = experiment.model_dump(mode="json")
     places = [Path(p).expanduser() for p in settings["data"]["path"]]
     settings["data"]["path"] = [str(p if p.is_absolute() else PROJECT / p) for p in places]
@@ -126,8 +127,8 @@ def _snakemake(layout: Layout, frozen: Path, gpus: int, arguments: list[str]) ->
         except SystemExit as end:
             outcome.append(end.code)
 
-    # Not in the main thread, because there Snakemake would answer a termination signal by waiting for its jobs to finish,
-    # hours perhaps. This way the signal ends the run at once; its stages end with it and resume when it is started again.
+    # Not in the main thread, because there Snakemake would answer a termination signal by waiting for its jobs to
+    # finish, hours perhaps. This way the signal ends the run at once; its stages end with it, and resume.
     thread = threading.Thread(target=work, name="snakemake", daemon=True)
     thread.start()
     thread.join()

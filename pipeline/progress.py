@@ -65,7 +65,8 @@ TALLY = Tally()
 
 
 class LogHandler(LogHandlerBase):  # type: ignore[misc]
-    """Prints when a stage starts (and why), ends (after how long, how many are done) or fails (and where its log is)."""
+    """Prints when a stage starts (and why), ends (after how long, how many are done) or fails (and where its log
+    is)."""
 
     def __post_init__(self) -> None:
         self.titles: dict[int, str] = {}
@@ -94,9 +95,8 @@ class LogHandler(LogHandlerBase):  # type: ignore[misc]
         self.titles[number] = label(rule, fields["wildcards"])
         self.began[number] = time.monotonic()
         TALLY.started += 1
-        _say(
-            f"{self.titles[number]}: {'would run' if self.common_settings.dryrun else 'starts'} ({reason(fields['reason'])})"
-        )
+        verb = "would run" if self.common_settings.dryrun else "starts"
+        _say(f"{self.titles[number]}: {verb} ({reason(fields['reason'])})")
 
     def _finish(self, number: int) -> None:
         if number in self.titles:

@@ -1,7 +1,8 @@
 """One run at a time, one trainer a folder, one training a GPU, and no stage that outlives its run.
 
-Locks are the kernel's record locks: they go when their process goes, however it ends, so nothing is ever unlocked by hand;
-and a child does not inherit them, so a data-loading worker that outlives a killed trainer does not keep its folder locked.
+Locks are the kernel's record locks: they go when their process goes, however it ends, so nothing is ever unlocked by
+hand; and a child does not inherit them, so a data-loading worker that outlives a killed trainer does not keep its
+folder locked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -128,10 +129,8 @@ def _exists(pid: int) -> bool:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(OSError):
         os.kill(pid, signal.SIGKILL)
-    except OSError:
-        pass
 
 
 def _descendants(pid: int) -> list[int]:

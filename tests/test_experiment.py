@@ -185,7 +185,8 @@ def test_the_artifacts_of_two_runs_models_folds_and_parts_never_meet(tmp_path: P
         for layout in (Layout(run, tmp_path),)
         for place in (
             layout.train_json, layout.test_json, layout.integrity, layout.folds, layout.fusion, layout.scores,
-            layout.report, layout.submission(".zip"), layout.submission(".csv"), layout.fused("oof"), layout.fused("test"),
+            layout.report, layout.submission(".zip"), layout.submission(".csv"),
+            layout.fused("oof"), layout.fused("test"),
             *(layout.checkpoint(m, f) for m in ("a", "b") for f in ("0", ALL)),
             *(layout.predictions(m, f, p) for m in ("a", "b") for f in ("0", ALL) for p in ("oof", "test")),
         )

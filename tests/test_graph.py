@@ -61,7 +61,13 @@ def settings(project: ToyProject, **changes: object) -> None:
 def test_a_run_leaves_every_artifact_and_says_where(finished: ToyProject) -> None:
     said = (finished.folder / "said.txt").read_text()
     layout = finished.layout
-    for path in (layout.scores, layout.report, layout.submission(), layout.fused("oof"), layout.artifacts / "experiment.yaml"):
+    for path in (
+        layout.scores,
+        layout.report,
+        layout.submission(),
+        layout.fused("oof"),
+        layout.artifacts / "experiment.yaml",
+    ):
         assert path.is_file(), path
     assert "out of fold: marks 0.5000" in said
     assert str(layout.submission()) in said and str(layout.report) in said
@@ -206,7 +212,11 @@ def test_unpacked_data_serve_without_the_files_they_came_from(project: ToyProjec
 def test_an_edited_helper_runs_exactly_the_stages_that_use_it(
     project: ToyProject, helper: str, again: Counter[str]
 ) -> None:
-    project.edit("pipeline/toy_helpers.py", f"def {helper}(value):\n    return value + 1", f"def {helper}(value):\n    return value")
+    project.edit(
+        "pipeline/toy_helpers.py",
+        f"def {helper}(value):\n    return value + 1",
+        f"def {helper}(value):\n    return value",
+    )
     assert project.planned() == again
 
 

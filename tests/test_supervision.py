@@ -120,8 +120,9 @@ def test_a_lock_is_free_after_its_block_and_can_be_taken_again(tmp_path: Path) -
             pass
     with pytest.raises(RuntimeError), supervision.exclusive(tmp_path / "lock", "run"):
         raise RuntimeError
+    code = f"import fcntl; fcntl.lockf(open({str(tmp_path / 'lock')!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     probe = subprocess.run(
-        [sys.executable, "-c", f"import fcntl; fcntl.lockf(open({str(tmp_path / 'lock')!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"],
+        [sys.executable, "-c", code],
         check=False,
     )  # fmt: skip
     assert probe.returncode == 0
@@ -206,7 +207,7 @@ def test_kill_9_of_a_run_ends_its_stages_and_the_same_command_resumes(project: T
     run = project.start("run", "toy", "--until", "train")
     project.wait_for("train a 0 from 0", 200)
     place = project.layout.training("a", "0") / "work" / "iteration"
-    while not place.exists() or not place.read_text() or int(place.read_text()) < 10:
+    while not place.exists() or int(place.read_text()) < 10:
         time.sleep(0.05)
     assert processes_of(project.folder)
     run.kill()
@@ -231,7 +232,11 @@ def test_kill_9_of_one_stage_fails_the_run_and_the_same_command_resumes(project:
     place = project.layout.training("a", "0") / "work" / "iteration"
     while not place.exists():
         time.sleep(0.05)
-    stages = [pid for pid in processes_of(project.folder) if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    stages = [
+        pid
+        for pid in processes_of(project.folder)
+        if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    ]
     os.kill(stages[0] if stages[0] != run.pid else stages[1], signal.SIGKILL)
     _, said = run.communicate(timeout=200)
     assert run.returncode == 1 and "train a fold 0 failed, see" in said

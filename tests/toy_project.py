@@ -1,4 +1,5 @@
-"""A copy of the project in which every stage only leaves its mark: the real graph, commands and locks, without the work.
+"""A copy of the project in which every stage only leaves its mark: the real graph, commands and locks, without the
+work.
 
 Each stage appends a line to trace.txt and writes its artifacts from what it read. The training takes as many steps of
 0.02 seconds as it has iterations and keeps its place in work/, as real ones do.
@@ -74,13 +75,14 @@ def run(experiment, layout, model, fold):
     place = folder / "work" / "iteration"
     place.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / "lock", f"training of {model} on fold {fold}"):
-        begin = int(place.read_text() or 0) if place.exists() else 0
+        begin = int(place.read_text()) if place.exists() else 0
         toy.mark(layout, "train", model, fold, "from", begin)
         if experiment.train_settings(model).learning_rate > 1:
             raise ValueError("the loss became nan; lower train.learning_rate")
         for iteration in range(begin, experiment.train_settings(model).iterations):
             time.sleep(0.02)
-            place.write_text(str(iteration + 1))
+            place.with_suffix(".part").write_text(str(iteration + 1))
+            place.with_suffix(".part").replace(place)
         place.unlink(missing_ok=True)
         toy.put(layout.checkpoint(model, fold), model, fold, toy_helpers.of_training(1), toy_helpers.of_both(1))
 """,
@@ -88,7 +90,8 @@ def run(experiment, layout, model, fold):
 from pipeline import toy
 def run(experiment, layout, model, fold, part):
     toy.mark(layout, "predict", model, fold, part)
-    toy.put(layout.predictions(model, fold, part), layout.checkpoint(model, fold).read_text(), experiment.views(model, part))
+    content = layout.checkpoint(model, fold).read_text(), experiment.views(model, part)
+    toy.put(layout.predictions(model, fold, part), *content)
 """,
     "tune": """
 from pipeline import toy
@@ -156,7 +159,8 @@ EXPERIMENT = {
 }
 
 JOBS = {
-    "prepare": 1, "split": 1, "train": 2, "predict": 4, "tune": 1, "fuse": 2, "score": 1, "encode": 1, "validate": 1, "report": 1,
+    "prepare": 1, "split": 1, "train": 2, "predict": 4, "tune": 1, "fuse": 2, "score": 1, "encode": 1, "validate": 1,
+    "report": 1,
 }  # fmt: skip
 """How often each stage runs when nothing is made yet."""
 

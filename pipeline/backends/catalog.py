@@ -125,7 +125,7 @@ def _texts(path: Path) -> Iterator[str]:
     if path.suffix != ".py":
         yield from (value for _, value in _pairs(_read_yaml(path)) if isinstance(value, str))
         return
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(_read_python(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.Import):
@@ -156,10 +156,7 @@ def _family(path: Path) -> list[Path]:
 @lru_cache(maxsize=256)
 def _content_hash(path: Path, modified: int) -> str:
     if path.suffix == ".py":
-        try:
-            return codeversion.text_hash(path.read_text())
-        except SyntaxError as error:
-            raise ExperimentError(f"{path} is not Python: line {error.lineno}: {error.msg}") from error
+        return codeversion.text_hash(path.read_text())
     return hashlib.sha256(json.dumps(_read_yaml(path), sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -187,7 +184,7 @@ def _assignments(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix != ".py":
         yield from _pairs(_read_yaml(path))
         return
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(_read_python(path)):
         if isinstance(node, ast.Assign):
             names = [_last_name(target) for target in node.targets]
             yield from ((name, value) for name in names for value in _constant(node.value))
@@ -227,10 +224,17 @@ def _read_yaml(path: Path) -> Any:
         raise ExperimentError(f"{path} is not YAML: {error}") from error
 
 
+def _read_python(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(), str(path))
+    except SyntaxError as error:
+        raise ExperimentError(f"{path} is not Python: line {error.lineno}: {error.msg}") from error
+
+
 def _description(path: Path) -> str:
     text = path.read_text()
     if path.suffix == ".py":
-        lines = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].splitlines()
+        lines = (ast.get_docstring(_read_python(path)) or "").split("\n\n")[0].splitlines()
         if lines:
             return " ".join(line.strip() for line in lines)
     comment: list[str] = []
