@@ -1,0 +1,265 @@
+"""One image's detections from all its voters as one ranked list of masks.
+
+A test image has more voters than an out-of-fold image: the models of all K folds, and of the fold "all", against those of
+the one fold that did not see it. Whatever is tuned or learned on out-of-fold data would be applied to other numbers of
+votes than it was tuned on. So every fold's voters are fused by themselves first, exactly as out of fold (`vote`, then
+`rescored`), which gives each fold's list a score that means the same on both parts; then the folds' lists are clustered
+once more (`combine`) and a mask's score is the mean over the folds, 0 for a fold that does not have it. On an out-of-fold
+image there is one fold, and the second step is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.fusion import rescore
+from pipeline.fusion.average import average
+from pipeline.fusion.clusters import cluster
+from pipeline.fusion.crops import Crops
+from pipeline.fusion.post import clean, drop_duplicates
+from pipeline.fusion.rescore import Features, Rescorer, features
+from pipeline.fusion.settings import Fusion, Voter, voters_of
+from pipeline.fusion.shape import shapes
+from pipeline.records import Detections, DetectionsWriter, read_images, read_sources
+
+EXTRA = ("agreement", "inside")
+"""Columns of fused detections beyond the usual: the fraction of the voters that could have voted and did (over several
+folds their mean, absent folds counting 0), and the mean probability inside the mask."""
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """One fold's voters' fused masks of one image, scored by their clusters; `described` only where it was asked for."""
+
+    detections: Detections
+    described: Features | None
+
+
+def vote(
+    detections: Detections, settings: Fusion, voters: Sequence[str], size: tuple[int, int], describe: bool = False
+) -> Ballot:
+    """Fuse what the voters of one fold say of one image.
+
+    Args:
+        detections: of one image; rows of other sources than `voters` are passed over.
+        voters: names of all sources that could have voted, whether they found something or not.
+        size: (height, width) of the image.
+        describe: also compute the learned rescorer's features.
+    """
+    index = {name: i for i, name in enumerate(voters)}
+    source = np.array([index.get(name, -1) for name in detections.sources], np.int64)[detections.source]
+    crops = Crops.of(detections)
+    models = [Voter.parse(name).model for name in voters]
+    weights = np.array([settings.weights.get(model, 1.0) for model in models])
+    clusters = cluster(
+        detections.box,
+        detections.score,
+        detections.category_id,
+        source,
+        weights,
+        method=settings.method,
+        iou=settings.iou,
+        skip=settings.skip,
+        confidence=settings.confidence,
+        masks=crops if settings.overlap == "mask" else None,
+        one_per_source=settings.one_per_source,
+    )
+    count = len(clusters)
+    member = clusters.member
+    if settings.method != "wbf":  # only the founder's mask remains
+        member = np.full(len(member), -1, np.int64)
+        member[clusters.founder] = np.arange(count)
+    fused = average(crops, member, clusters.vote if settings.member_weight == "score" else weights[source], count)
+    look = shapes(fused)
+    voting = clusters.member >= 0
+    pairs = np.unique(clusters.member[voting] * len(voters) + source[voting])
+    agreement = np.bincount(pairs // len(voters), minlength=count) / len(voters)
+    seen = look.area > 0
+    table = Detections(
+        image_id=detections.image_id[clusters.founder],
+        category_id=clusters.category.astype(np.int32),
+        score=clusters.score,
+        box=clusters.box.astype(np.float32),
+        source=np.zeros(count, np.int16),
+        sources=[Voter.parse(voters[0]).fold],
+        extra={"agreement": agreement.astype(np.float32), "inside": look.inside.astype(np.float32)},
+        **fused.columns(),
+    )
+    described = None
+    if describe:
+        described = features(clusters, detections.score, source, crops, fused, models, size).take(np.flatnonzero(seen))
+    return Ballot(table.take(seen), described)
+
+
+def rescored(ballot: Ballot, mode: str, rescorer: Rescorer | None) -> Detections:
+    """A ballot's masks with the scores of one of the ways in rescore.py."""
+    found = ballot.detections
+    return replace(
+        found, score=rescore.scores(mode, found.score, found.extra["inside"].astype(np.float64), ballot.described, rescorer)
+    )
+
+
+def combine(folds: Sequence[Detections], settings: Fusion) -> Detections:
+    """The lists of several folds as one: a mask's score is its mean over the folds, 0 where a fold does not have it."""
+    found = Detections.concatenate(folds)
+    source = np.repeat(np.arange(len(folds)), [len(fold) for fold in folds])
+    crops = Crops.of(found)
+    clusters = cluster(
+        found.box,
+        found.score,
+        found.category_id,
+        source,
+        np.ones(len(folds)),
+        iou=settings.iou,
+        masks=crops if settings.overlap == "mask" else None,
+        one_per_source=True,
+    )
+    count = len(clusters)
+    fused = average(crops, clusters.member, clusters.vote, count)
+    look = shapes(fused)
+    voting = clusters.member >= 0
+    agreement = np.bincount(clusters.member[voting], found.extra["agreement"][voting], count) / len(folds)
+    table = Detections(
+        image_id=found.image_id[clusters.founder],
+        category_id=clusters.category.astype(np.int32),
+        score=clusters.score,
+        box=clusters.box.astype(np.float32),
+        source=np.zeros(count, np.int16),
+        sources=[""],
+        extra={"agreement": agreement.astype(np.float32), "inside": look.inside.astype(np.float32)},
+        **fused.columns(),
+    )
+    return table.take(look.area > 0)
+
+
+def finish(detections: Detections, settings: Fusion) -> Detections:
+    """Duplicates and post-processing, then best first. The rows come from no single voter: their source is ``fused``."""
+    if settings.duplicates is not None:
+        detections = drop_duplicates(detections, settings.duplicates)
+    detections = clean(detections, settings)
+    ranked = detections.take(np.argsort(-detections.score, kind="stable"))
+    return replace(ranked, source=np.zeros(len(ranked), np.int16), sources=["fused"])
+
+
+def fuse_image(
+    detections: Detections,
+    settings: Fusion,
+    voters: Sequence[str],
+    size: tuple[int, int],
+    rescorer: Callable[[str], Rescorer] | None = None,
+) -> Detections:
+    """Fuse all detections of one image.
+
+    Args:
+        detections: of one image, in any order.
+        voters: names of all sources that could have voted on this image, whether they found something or not.
+        size: (height, width) of the image.
+        rescorer: by fold, the learned rescorer; needed where ``settings.rescore`` is ``learned``.
+
+    Returns:
+        Best first, with the extra columns `EXTRA`.
+
+    Raises:
+        ValueError: nobody may vote; no rescorer where one is needed.
+    """
+    voters = voters_of(settings, voters)
+    if not voters:
+        raise ValueError("nobody votes: the settings leave out every model or view")
+    folds: dict[str, list[str]] = {}
+    for name in voters:
+        folds.setdefault(Voter.parse(name).fold, []).append(name)
+    learned = settings.rescore == "learned"
+    lists = []
+    for fold, names in folds.items():
+        ballot = vote(detections, settings, names, size, describe=learned)
+        lists.append(rescored(ballot, settings.rescore, rescorer(fold) if learned and rescorer else None))
+    return finish(combine(lists, settings) if len(lists) > 1 else lists[0], settings)
+
+
+# ---------------------------------------------------------------- files -----------------------------------------------
+
+
+def by_image(paths: Sequence[Path]) -> Iterator[tuple[int, Detections, list[Path]]]:
+    """Read several Detections files side by side, image by image, ascending by image id.
+
+    A file whose images ascend is streamed; any other is read whole.
+
+    Yields:
+        image id, its rows of all files, and the files that have any.
+    """
+    streams = [_ascending(path) for path in paths]
+    heads = [next(stream, None) for stream in streams]
+    while any(head is not None for head in heads):
+        image_id = min(int(head.image_id[0]) for head in heads if head is not None)
+        tables, named = [], []
+        for i, head in enumerate(heads):
+            if head is not None and int(head.image_id[0]) == image_id:
+                tables.append(head)
+                named.append(paths[i])
+                heads[i] = next(streams[i], None)
+        yield image_id, Detections.concatenate(tables), named
+
+
+def _ascending(path: Path) -> Iterator[Detections]:
+    """One table for every image of a file, ascending by image id."""
+    import pyarrow.parquet as pq
+
+    ids = pq.read_table(path, columns=["image_id"]).column(0).to_numpy()
+    if (np.diff(ids) < 0).any():
+        for _, table in Detections.read(path).images():
+            yield table
+        return
+    pending: Detections | None = None
+    for group in read_images(path):  # a row group may hold several images, an image several row groups
+        for image_id, table in group.images():
+            if pending is not None and int(pending.image_id[0]) == image_id:
+                pending = Detections.concatenate([pending, table])
+                continue
+            if pending is not None:
+                yield pending
+            pending = table
+    if pending is not None:
+        yield pending
+
+
+def fuse_to(
+    target: Path,
+    paths: Sequence[Path],
+    settings: Fusion,
+    sizes: Mapping[int, tuple[int, int]],
+    rescorer: Callable[[str, int], Rescorer] | None,
+    *,
+    everyone: bool,
+    provenance: Mapping[str, Any],
+) -> Iterator[tuple[int, int]]:
+    """Fuse prediction files into one Detections file; one image is in memory at a time.
+
+    Args:
+        paths: prediction files, each with the voters of one model and fold.
+        sizes: (height, width) by image id.
+        rescorer: by fold and image id.
+        everyone: every file's voters could have voted on every image (test); else only those of the folds that have the
+            image in any file (out of fold).
+
+    Yields:
+        image id and the number of fused masks, as each is written.
+    """
+    voters = {path: read_sources(path) for path in paths}
+    fold = {path: Voter.parse(names[0]).fold for path, names in voters.items()}
+    with DetectionsWriter(target, ["fused"], EXTRA, provenance) as writer:
+        for image_id, detections, present in by_image(paths):
+            folds = {fold[path] for path in (paths if everyone else present)}
+            names = [name for path in paths if fold[path] in folds for name in voters[path]]
+            chosen = None if rescorer is None else _for_image(rescorer, image_id)
+            fused = fuse_image(detections, settings, names, sizes[image_id], chosen)
+            writer.add(fused)
+            yield image_id, len(fused)
+
+
+def _for_image(rescorer: Callable[[str, int], Rescorer], image_id: int) -> Callable[[str], Rescorer]:
+    return lambda fold: rescorer(fold, image_id)

@@ -1,0 +1,77 @@
+"""The settings of a fusion as `tune` leaves them in fusion.yaml, and who its voters are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pipeline.experiment import ExperimentError, FusionSettings
+from pipeline.files import writing
+
+
+class Fusion(FusionSettings):
+    """The experiment's fusion settings and, beside them, what only out-of-fold data can choose."""
+
+    confidence: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg"  # type: ignore[assignment]
+    views: list[str] | None = None
+    """The views that vote; null for all."""
+    one_per_source: bool = False
+    """At most one detection of a voter in a cluster."""
+    member_weight: Literal["score", "voter"] = "score"
+    """What weighs a member's mask in the average: its score x its voter's weight, or the voter's weight alone."""
+    duplicates: float | None = Field(None, gt=0, le=1)
+    """Drop a fused mask that shares at least this fraction of the smaller one with a better-ranked one; null to keep all."""
+
+
+@dataclass(frozen=True)
+class Voter:
+    """One who says what is in an image: a model of a fold under a view; a file alone is a model by itself."""
+
+    model: str
+    fold: str = ""
+    view: str = ""
+
+    @staticmethod
+    def parse(source: str) -> Voter:
+        """The voter named ``<model>/<fold>/<view>``; any other name is a model's."""
+        parts = source.rsplit("/", 2)
+        return Voter(*parts) if len(parts) == 3 else Voter(source)
+
+
+def voters_of(settings: Fusion, sources: Iterable[str]) -> list[str]:
+    """The sources that may vote under the settings: their model's weight is above 0 and their view is among the chosen."""
+    chosen = []
+    for source in dict.fromkeys(sources):
+        voter = Voter.parse(source)
+        seen = settings.views is None or not voter.view or voter.view in settings.views
+        if seen and settings.weights.get(voter.model, 1.0) > 0:
+            chosen.append(source)
+    return chosen
+
+
+def write_settings(path: Path, settings: Fusion, provenance: dict[str, Any]) -> None:
+    with writing(path) as temporary:
+        document = {"settings": settings.model_dump(), "provenance": provenance}
+        temporary.write_text(
+            "# How this run's detections are fused: chosen on out-of-fold predictions by `tune`, read by `fuse`.\n"
+            + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        )
+
+
+def read_settings(path: Path) -> Fusion:
+    """Read fusion.yaml.
+
+    Raises:
+        ExperimentError: it is missing or not what `tune` writes.
+    """
+    try:
+        return Fusion.model_validate(yaml.safe_load(path.read_text())["settings"])
+    except FileNotFoundError:
+        raise ExperimentError(f"there is no {path}; run the stage `tune` first") from None
+    except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+        raise ExperimentError(f"{path} does not hold fusion settings ({error}); delete it and run `tune` again") from error
