@@ -1,0 +1,50 @@
+"""A file is whole or absent, whatever happens while it is written."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.files import provenance, write_json, writing
+from pipeline.records import Detections, DetectionsWriter
+
+
+def test_the_name_appears_only_when_the_file_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.txt"
+    with writing(target) as temporary:
+        temporary.write_text("half")
+        assert not target.exists() and temporary.parent == target.parent
+        temporary.write_text("whole")
+    assert target.read_text() == "whole" and os.listdir(target.parent) == ["file.txt"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), writing(target) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_full_disk_is_said_with_the_file_and_the_way_out(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    with pytest.raises(OSError, match=r"no space left.*file\.txt.*run the same command again"), writing(target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_table_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    table = Detections.build(1, 1, [0.5], [[0, 0, 2, 2]], [[0, 0, 2, 2]], [np.full((2, 2), 255, np.uint8)], "m/0/identity")
+    with pytest.raises(KeyboardInterrupt), DetectionsWriter(tmp_path / "t.parquet", table.sources) as writer:
+        writer.add(table)
+        raise KeyboardInterrupt
+    assert not os.listdir(tmp_path)
+
+
+def test_an_artifact_says_how_it_was_made(tmp_path: Path) -> None:
+    write_json(tmp_path / "p.json", provenance(experiment="tiny", seed=3))
+    facts = (tmp_path / "p.json").read_text()
+    assert all(word in facts for word in ('"experiment": "tiny"', '"seed": 3', '"numpy"', '"command"', '"made"'))
