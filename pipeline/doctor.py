@@ -19,7 +19,7 @@ from pipeline.experiment import PROJECT
 
 T = TypeVar("T")
 
-PYTHONS = ((3, 10), (3, 12))
+PYTHONS = ((3, 11), (3, 12))
 """Oldest and newest Python that every pinned package has a build for."""
 
 DRIVERS = {13: 580, 12: 525, 11: 450}
