@@ -30,7 +30,9 @@ def writing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.errno == 28:
-            raise OSError(28, f"no space left on the disk while writing {path}; free some and run the same command again") from error
+            raise OSError(
+                28, f"no space left on the disk while writing {path}; free some and run the same command again"
+            ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

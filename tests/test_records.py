@@ -139,7 +139,7 @@ def test_images_come_ascending_and_whole() -> None:
 
 def test_coco_round_trip() -> None:
     table = random_table(5, 25)
-    sizes = {i: SIZE for i in range(1, 4)}
+    sizes = dict.fromkeys(range(1, 4), SIZE)
     results = table.to_coco(sizes)
     json.dumps(results)
     for i, record in enumerate(results):

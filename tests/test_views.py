@@ -159,7 +159,8 @@ def test_no_detections_stay_none(turn: str, height: int, width: int, scale: floa
 
 def test_an_empty_grid_and_other_columns_survive() -> None:
     table = Detections.build([7, 7], 1, [0.5, 0.25], [[0, 0, 4, 4], [1, 1, 3, 3]], [[0, 0, 0, 0], [2, 0, 4, 6]],
-                             [np.zeros((0, 0), np.uint8), np.full((6, 2), 200, np.uint8)], "a/1/rot90@2.0", {"q": [1, 2]})  # fmt: skip
+                             [np.zeros((0, 0), np.uint8), np.full((6, 2), 200, np.uint8)],
+                             "a/1/rot90@2.0", {"q": [1, 2]})  # fmt: skip
     back = parse("rot90@2.0").invert(table, 10, 12)
     assert back.sources == ["a/1/rot90@2.0"] and back.extra["q"].tolist() == [1, 2] and back.image_id.tolist() == [7, 7]
     assert back.shape[0].tolist() == [0, 0] and len(back.grid(1)) > 0

@@ -255,4 +255,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         names = ", ".join([*missing[:3], *unexpected[:3]])
-        raise CheckpointError(f"{path} belongs to another model: {len(missing)} weights are missing, {len(unexpected)} unknown ({names}, …)")
+        raise CheckpointError(
+            f"{path} belongs to another model: {len(missing)} weights are missing, {len(unexpected)} unknown ({names}, …)"
+        )

@@ -102,7 +102,7 @@ def _load_pretrained(network: nn.Module, source: str) -> None:
     except Exception as error:  # noqa: BLE001  network, disk and format errors alike
         raise CheckpointError(
             f"the pretrained weights {source} cannot be loaded ({type(error).__name__}: {error}); "
-            f"download them where there is network and give the path as the model's `weights`, or set it to null for random weights"
+            f"download them where there is network and give the path as the model's `weights`, or null for random weights"
         ) from error
     state = content.get("state_dict", content)
     own = network.state_dict()

@@ -119,7 +119,8 @@ class Samples:
             pixels = read_image(self.images.path(image))
             if pixels.shape[:2] != (image.height, image.width):
                 raise ValueError(
-                    f"{self.images.path(image)} is {pixels.shape[0]}x{pixels.shape[1]}, its record says {image.height}x{image.width}"
+                    f"{self.images.path(image)} is {pixels.shape[0]}x{pixels.shape[1]}, "
+                    f"its record says {image.height}x{image.width}"
                 )
             if self._cached_bytes + pixels.nbytes > IMAGE_CACHE_BYTES:
                 return pixels

@@ -174,8 +174,9 @@ def test_wrong_files_are_named(framework: str, trained: dict, tmp_path: Path) ->
         next(iter(backend.predict(job)))
     broken = tmp_path / "broken.py"
     broken.write_text("MODEL: [unfinished")
+    job = PredictJob(model(framework, broken), PredictSettings(), ["identity"], checkpoint, data, "m/0")
     with pytest.raises(ExperimentError, match="broken"):
-        next(iter(backend.predict(PredictJob(model(framework, broken), PredictSettings(), ["identity"], checkpoint, data, "m/0"))))
+        next(iter(backend.predict(job)))
     missing = model(framework, weights=str(tmp_path / "nowhere.pth"))
     with pytest.raises(CheckpointError, match="nowhere"):
         backend.train(TrainJob(missing, TrainSettings(iterations=1), data, tmp_path, "m/0", 0))

@@ -34,7 +34,9 @@ def drawn(folder: Path, height: int = 90, width: int = 70) -> Dataset:
     return Dataset(images, {1: "red", 2: "green"}, instances, folder)
 
 
-@pytest.mark.parametrize("augment", [[], [{"name": "D4", "p": 1.0}], [{"name": "Affine", "p": 1.0, "args": {"rotate": [-40, 40]}}]])
+@pytest.mark.parametrize(
+    "augment", [[], [{"name": "D4", "p": 1.0}], [{"name": "Affine", "p": 1.0, "args": {"rotate": [-40, 40]}}]]
+)
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 2.0)])
 def test_masks_stay_on_their_objects(tmp_path: Path, augment: list, scale: tuple) -> None:
     settings = TrainSettings(crop=64, scale=scale, augment=augment)
