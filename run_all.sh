@@ -11,4 +11,4 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 bash "$root/pipeline/environment.sh"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "${MASKFOLD_VENV:-$root/.venv}/bin/python" -m pipeline run "$@"
+exec "${MASKFOLD_VENV:-$root/.venv}/bin/python" -P -m pipeline run "$@"

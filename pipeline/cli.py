@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,8 +184,12 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, Layout]:
 # ---------------------------------------------------------------- the stages ------------------------------------------
 
 
-def _stage(options: argparse.Namespace) -> tuple[Experiment, Layout]:
-    """The experiment and its layout for one stage, which ends with the run that it is part of."""
+@contextmanager
+def _stage(name: str, options: argparse.Namespace) -> Iterator[tuple[Experiment, Layout, list[Path]]]:
+    """The experiment, its layout, and a list for what the stage makes.
+
+    As a part of a run the stage ends with it; called by hand, it leaves word of what it made for later runs.
+    """
     from pipeline import supervision
     from pipeline.backends import catalog
 
@@ -193,33 +198,43 @@ def _stage(options: argparse.Namespace) -> tuple[Experiment, Layout]:
     experiment, left_out = catalog.usable(experiment)
     for line in left_out:
         log.info("%s", line)
-    return experiment, layout
+    made: list[Path] = []
+    yield experiment, layout, made
+    if not supervision.in_run():
+        from pipeline import graph
+
+        graph.record(experiment, layout, name, made)
 
 
 def _prepare(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.stages import prepare
 
-    prepare.run(*_stage(options))
+    with _stage("prepare", options) as (experiment, layout, made):
+        prepare.run(experiment, layout)
+        made.append(layout.train_json)
     return 0
 
 
 def _split(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.stages import split
 
-    split.run(*_stage(options))
+    with _stage("split", options) as (experiment, layout, made):
+        split.run(experiment, layout)
+        made.append(layout.folds)
     return 0
 
 
 def _train(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline import supervision
 
-    experiment, layout = _stage(options)
-    supervision.claim_gpu(layout.artifacts)
-    from pipeline.stages import train
+    with _stage("train", options) as (experiment, layout, made):
+        supervision.claim_gpu(layout.artifacts)
+        from pipeline.stages import train
 
-    for model in experiment.models:
-        for fold in experiment.fold_names():
-            train.run(experiment, layout, model, fold)
+        for model in experiment.models:
+            for fold in experiment.fold_names():
+                train.run(experiment, layout, model, fold)
+                made.append(layout.checkpoint(model, fold))
     return 0
 
 
@@ -227,42 +242,47 @@ def _predict(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline import supervision
     from pipeline.experiment import ALL, ExperimentError
 
-    experiment, layout = _stage(options)
-    jobs = [
-        (model, fold, part)
-        for model in experiment.models
-        for fold in experiment.fold_names()
-        for part in options.part or ("oof", "test")
-        if not (fold == ALL and part == "oof")
-    ]
-    if not jobs:
-        raise ExperimentError(f"fold {ALL!r} is trained on every image, so it has no out-of-fold predictions")
-    supervision.claim_gpu(layout.artifacts)
-    from pipeline.stages import predict
+    with _stage("predict", options) as (experiment, layout, made):
+        jobs = [
+            (model, fold, part)
+            for model in experiment.models
+            for fold in experiment.fold_names()
+            for part in options.part or ("oof", "test")
+            if not (fold == ALL and part == "oof")
+        ]
+        if not jobs:
+            raise ExperimentError(f"fold {ALL!r} is trained on every image, so it has no out-of-fold predictions")
+        supervision.claim_gpu(layout.artifacts)
+        from pipeline.stages import predict
 
-    for job in jobs:
-        predict.run(experiment, layout, *job)
+        for job in jobs:
+            predict.run(experiment, layout, *job)
+            made.append(layout.predictions(*job))
     return 0
 
 
 def _tune(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.stages import tune
 
-    tune.run(*_stage(options))
+    with _stage("tune", options) as (experiment, layout, made):
+        tune.run(experiment, layout)
+        made.append(layout.fusion)
     return 0
 
 
 def _encode(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.stages import encode
 
-    encode.run(*_stage(options))
+    with _stage("encode", options) as (experiment, layout, made):
+        made.append(encode.run(experiment, layout))
     return 0
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.stages import report
 
-    report.run(*_stage(options))
+    with _stage("report", options) as (experiment, layout, made):
+        made.append(report.run(experiment, layout))
     return 0
 
 
@@ -276,9 +296,10 @@ def _fuse(options: argparse.Namespace, _: list[str]) -> int:
     if len(options.experiment) > 1:
         raise ValueError("fuse takes one experiment, or with --competition several submissions")
     options.experiment = options.experiment[0]
-    experiment, layout = _stage(options)
-    for part in options.part or ("oof", "test"):
-        fuse.run(experiment, layout, part)
+    with _stage("fuse", options) as (experiment, layout, made):
+        for part in options.part or ("oof", "test"):
+            fuse.run(experiment, layout, part)
+            made.append(layout.fused(part))
     return 0
 
 
@@ -288,7 +309,9 @@ def _score(options: argparse.Namespace, _: list[str]) -> int:
     if options.competition:
         _print_json(score.score_files(options.competition, _needed(options, "truth"), options.experiment))
         return 0
-    score.run(*_stage(options))
+    with _stage("score", options) as (experiment, layout, made):
+        score.run(experiment, layout)
+        made.append(layout.scores)
     return 0
 
 
@@ -301,7 +324,9 @@ def _validate(options: argparse.Namespace, _: list[str]) -> int:
             print(problem, file=sys.stderr)
         _print_json({"competition": options.competition, "valid": valid, "problems": validate.to_json(problems)})
         return 0 if valid else 1
-    validate.run(*_stage(options))
+    with _stage("validate", options) as (experiment, layout, made):
+        validate.run(experiment, layout)
+        made.append(layout.artifacts / "validation.json")
     return 0
 
 

@@ -116,6 +116,7 @@ def reached(
 class _Walk:
     def __init__(self, package: Path, unused: dict[str, set[str]]) -> None:
         self.package, self.unused = package, unused
+        self.modules: dict[str, _Module | None] = {}
         self.seen: set[tuple[str, str]] = set()
         self.todo: list[tuple[str, str]] = []
         self.attributes: set[str] = set()
@@ -144,6 +145,11 @@ class _Walk:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def module(self, name: str) -> _Module | None:
+        if name not in self.modules:
+            self.modules[name] = self._find(name)
+        return self.modules[name]
+
+    def _find(self, name: str) -> _Module | None:
         top, *rest = name.split(".")
         if top != self.package.name:
             return None

@@ -78,6 +78,25 @@ def run(
     return succeeded
 
 
+def record(experiment: Experiment, layout: Layout, stage: str, made: Sequence[Path]) -> None:
+    """Tell the graph with which settings and code a stage has made files outside of a run.
+
+    Without this, a later run would take them for up to date whatever had been changed since.
+    """
+    targets = [os.path.relpath(path, layout.artifacts) for path in made]
+    try:
+        with (
+            supervision.exclusive(layout.artifacts / ".lock", f"run {experiment.name}", patience=0),
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            frozen = Path(folder) / "experiment.yaml"
+            frozen.write_text(_frozen(experiment))
+            options = ["--cores", "1", "--touch", "--force", "--allowed-rules", stage, "--quiet", "all"]
+            _snakemake(layout, frozen, 0, [*targets, *options])
+    except BlockingIOError:
+        log.info("a run of %s is going on, which does not take this %s for its own", experiment.name, stage)
+
+
 def _conclude(succeeded: bool) -> bool:
     from pipeline.progress import TALLY
 
@@ -108,6 +127,8 @@ def _freeze(experiment: Experiment, path: Path) -> None:
 
 def _snakemake(layout: Layout, frozen: Path, gpus: int, arguments: list[str]) -> bool:
     layout.artifacts.mkdir(parents=True, exist_ok=True)
+    # the Snakefile imports the package, on other machines too
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [
         *arguments,
         "--snakefile", str(SNAKEFILE),
@@ -117,7 +138,7 @@ def _snakemake(layout: Layout, frozen: Path, gpus: int, arguments: list[str]) ->
         "--rerun-triggers", "mtime", "params", "input",
         "--max-checksum-file-size", "64MB",
         "--scheduler", "greedy",
-        "--logger", "maskfold",
+        *([] if "--quiet" in arguments else ["--logger", "maskfold"]),
     ]  # fmt: skip
     outcome: list[object] = []
 

@@ -84,6 +84,11 @@ def announce_run() -> None:
     os.environ[RUN] = f"{os.getpid()}@{platform.node()}"
 
 
+def in_run() -> bool:
+    """Whether this process is a stage that a run has started."""
+    return bool(os.environ.get(RUN))
+
+
 def die_with_run() -> None:
     """From now on, kill this process and all its children as soon as its run is gone.
 

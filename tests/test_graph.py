@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -297,6 +298,28 @@ def test_the_experiment_file_may_be_edited_while_it_runs(project: ToyProject) ->
     assert run.communicate(timeout=120)[0] is None and run.returncode == 0
     assert "hflip" in project.layout.predictions("a", "0", "test").read_text()
     assert project.planned()["predict"] == 4
+
+
+def test_stages_by_hand_count_as_made_with_their_own_settings(project: ToyProject) -> None:
+    """A run does nothing again that was made by hand just so, and all that was made by hand otherwise."""
+    by_hand = project.call("train", "toy", "--model", "a")
+    assert by_hand.returncode == 0 and len(by_hand.stderr.splitlines()) <= 1, by_hand.stderr
+    assert not project.planned()  # the same weights came out
+    assert project.planned("--set", "models.a.train.learning_rate=0.5")["train"] == 1
+    assert project.call("train", "toy", "--model", "b", "--set", "train.batch=3").returncode == 0
+    planned = project.call("run", "toy", "--dry-run")
+    assert "train b fold 0: would run (its settings changed)" in planned.stderr
+    assert "train a" not in planned.stderr
+
+
+def test_every_stage_may_be_called_by_hand(project: ToyProject) -> None:
+    shutil.rmtree(project.layout.artifacts)
+    project.layout.folds.unlink()
+    for stage in STAGES:
+        done = project.call(stage, "toy")
+        assert done.returncode == 0, done.stderr
+    assert not project.planned()
+    assert project.planned("--set", "fusion.iou=0.9") == AFTER_TRAINING
 
 
 # ---------------------------------------------------------------- the real project ------------------------------------

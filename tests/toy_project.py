@@ -119,6 +119,7 @@ from pipeline import toy
 def run(experiment, layout):
     toy.mark(layout, "encode")
     toy.put(layout.submission(".zip"), layout.fused("test").read_text())
+    return layout.submission(".zip")
 """,
     "validate": """
 from pipeline import toy
@@ -131,6 +132,7 @@ from pipeline import toy
 def run(experiment, layout):
     toy.mark(layout, "report")
     toy.put(layout.report, "page")
+    return layout.report
 """,
 }
 
