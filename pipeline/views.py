@@ -1,9 +1,9 @@
-"""Views of an image for test-time augmentation: the eight turns of the dihedral group, each at any scale, and their inverses.
+"""Views of an image for test-time augmentation: the eight turns of the dihedral group at any scale, and their inverses.
 
 A view first turns the image, then resizes it. Undoing a turn is exact: grids and boxes are turned back, nothing is
-resampled. Undoing a scale is exact on boxes; of a mask it resamples one small grid. A network that gives RoI masks needs
-neither loss: undo the scale on its boxes (`View.unscale_boxes`), paste the RoI masks in the turned frame at original
-resolution, and undo the turn (`View.unturn`). A network that gives full masks hands them to `View.invert`.
+resampled. Undoing a scale is exact on boxes; of a mask it resamples one small grid. A network that gives RoI masks
+needs neither loss: undo the scale on its boxes (`View.unscale_boxes`), paste the RoI masks in the turned frame at
+original resolution, and undo the turn (`View.unturn`). A network that gives full masks hands them to `View.invert`.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class View:
         """Detections of the view frame in the turned frame: boxes divided, every grid resampled once.
 
         Where a target cell is at least as large as a stored one it takes the average over the area it covers; where it
-        is smaller, the value is interpolated between the centres of the stored cells, with nothing beyond the grid except
-        at the image's own border, where the last cell goes on.
+        is smaller, the value is interpolated between the centres of the stored cells, with nothing beyond the grid
+        except at the image's own border, where the last cell goes on.
         """
         if self.size(height, width) == self.turned_size(height, width):
             return detections

@@ -1,12 +1,17 @@
 """From many voters' detections to one ranked list of masks.
 
-    clusters.py   which detections mean the same object: WBF with membership, by box or mask; NMS and concatenation beside it
+    clusters.py   which detections mean the same object: WBF with membership, by box or mask; NMS, concatenation
     average.py    the members' soft masks as one, in image coordinates
-    rescore.py    how sure the fused mask is: cluster score, mask probability, or a learned probability of being right
+    shape.py      what a soft mask looks like, as numbers
+    rescore.py    how sure the fused mask is: cluster score, mask probability, or a learned probability
     post.py       holes, parts, small areas, overlaps
     fuse.py       one image, one file, a whole run
+    lists.py      finished lists (submission files) as voters
     match.py      which fused masks are true, for training and tuning on out-of-fold data
+    ruler.py      what tuning measures, and the gain of one fusion over another
     tune.py       the settings that out-of-fold data supports
+    settings.py   fusion.yaml
+    crops.py      many soft masks at one cell per pixel, flat: what all of these compute on
 
 A voter is one (model, fold, view). Fusion is done fold by fold and then across folds: see fuse.py for why.
 """

@@ -11,8 +11,8 @@ from pipeline.fusion.crops import Crops
 def average(crops: Crops, member: np.ndarray, weight: np.ndarray, clusters: int) -> Crops:
     """Average the members' probabilities pixel by pixel in image coordinates.
 
-    A member counts as 0 where its own crop does not reach, so the result lives on the union of the members' supports; it
-    is neither stretched to the fused box nor clipped by it. Its crop is cut to the pixels that are not 0.
+    A member counts as 0 where its own crop does not reach, so the result lives on the union of the members' supports;
+    it is neither stretched to the fused box nor clipped by it. Its crop is cut to the pixels that are not 0.
 
     Args:
         crops: N soft masks.

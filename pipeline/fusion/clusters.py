@@ -1,10 +1,11 @@
 """Which detections mean the same object: weighted boxes fusion with membership, and its baselines.
 
 Weighted boxes fusion (Solovyev, Wang, Gabruseva, "Weighted boxes fusion", 2021): the detections of a category are taken
-in the order of score x weight; each joins the fused box that it overlaps best, if by more than a threshold, and moves it to
-the weighted mean of its members; else it founds a cluster. In normalised coordinates the boxes and scores agree, as sets,
-with ensemble_boxes 1.0.9 within its float32 rounding. Unlike it this returns who is in which cluster (masks can follow),
-takes pixels, neither clips nor normalises, sorts stably, knows zero scores, and raises instead of printing.
+in the order of score x weight; each joins the fused box that it overlaps best, if by more than a threshold, and moves
+it to the weighted mean of its members; else it founds a cluster. In normalised coordinates the boxes and scores agree,
+as sets, with ensemble_boxes 1.0.9 within its float32 rounding. Unlike it this returns who is in which cluster (masks
+can follow), takes pixels, neither clips nor normalises, sorts stably, knows zero scores, and raises instead of
+printing.
 
 With masks the overlap is measured between a detection's mask and that of the cluster's founder, its best-scored member.
 """
@@ -63,6 +64,7 @@ def cluster(
     confidence: Confidence = "avg",
     masks: Crops | None = None,
     one_per_source: bool = False,
+    absent: np.ndarray | None = None,
 ) -> Clusters:
     """Cluster the detections of one image.
 
@@ -82,12 +84,14 @@ def cluster(
             box_and_model_avg: sum(v) / sum(w) x the weights of its distinct voters / sum of all weights.
             absent_model_aware_avg: sum(v) / (sum(w) + the weights of the absent voters).
         masks: the detections' soft masks, where the overlap is to be that of the masks.
-        one_per_source: a cluster takes at most one detection of a voter; a second one looks for its next best cluster, or
-            founds its own.
+        one_per_source: a cluster takes at most one detection of a voter; a second one looks for its next best cluster,
+            or founds its own.
+        absent: (S,) the score that a voter is taken to give to what it has no detection of; 0 by default. Only with the
+            confidence ``avg``, to which it adds the absent voters' weighted scores / sum of all weights.
 
     Raises:
-        ValueError: columns of different lengths, a weight below 0 or none above it, a source without a weight, a threshold
-            outside 0..1, or a score or box that is not finite.
+        ValueError: columns of different lengths, a weight below 0 or none above it, a source without a weight, a
+            threshold outside 0..1, or a score or box that is not finite.
     """
     weights = np.asarray(weights, np.float64).reshape(-1)
     box, score = np.asarray(box, np.float64).reshape(-1, 4), np.asarray(score, np.float64)
@@ -110,6 +114,8 @@ def cluster(
         raise ValueError(f"there is no confidence type {confidence!r}")
     if method not in ("wbf", "nms", "concatenate"):
         raise ValueError(f"there is no clustering method {method!r}")
+    if absent is not None and (method != "wbf" or confidence != "avg" or np.shape(absent) != weights.shape):
+        raise ValueError("scores of absent voters go with WBF, the confidence avg, and one for every weight")
 
     voting = (source >= 0) & (score >= skip)
     vote = np.where(source >= 0, score * weights[source], 0.0)
@@ -135,11 +141,11 @@ def cluster(
             )
         member[rows] = assigned + clusters
         clusters += found
-    return _summarise(box, category, source, weights, vote, member, order, clusters, method, confidence)
+    return _summarise(box, category, source, weights, vote, member, order, clusters, method, confidence, absent)
 
 
 def _summarise(  # type: ignore[no-untyped-def]
-    box, category, source, weights, vote, member, order, clusters, method, confidence
+    box, category, source, weights, vote, member, order, clusters, method, confidence, absent
 ) -> Clusters:
     """The box and the score of every cluster, and the clusters in the order of their scores."""
     inside = member[order]
@@ -156,6 +162,10 @@ def _summarise(  # type: ignore[no-untyped-def]
         score = vote[founder] / weights.max()
     elif confidence == "avg":
         score = total / np.maximum(size, 1) * np.minimum(len(weights), size) / weights.sum()
+        if absent is not None:
+            voters = np.unique(inside * len(weights) + source[order])
+            given = np.bincount(voters // len(weights), (weights * absent)[voters % len(weights)], clusters)
+            score = score + ((weights * absent).sum() - given) / weights.sum()
     elif confidence == "max":
         score = vote[founder] / weights.max()
     else:
@@ -191,8 +201,8 @@ def _take(used, k, source):  # type: ignore[no-untyped-def]
 def _cluster_boxes(box, vote, source, rows, threshold, moving, one_per_source, sources):  # type: ignore[no-untyped-def]
     """Clusters of `rows` (in the order of their votes): the cluster of each, and how many there are.
 
-    A fused box lives in the bin of its centre. A box of width w overlaps another by more than t only when the widths differ
-    by at most the factor t and the centres by less than w max(1 - t, (1 / t - 1) / 2): those bins are searched.
+    A fused box lives in the bin of its centre. A box of width w overlaps another by more than t only when the widths
+    differ by at most the factor t and the centres by less than w max(1 - t, (1 / t - 1) / 2): those bins are searched.
     """
     n = rows.size
     assigned = np.empty(n, np.int64)

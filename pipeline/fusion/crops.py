@@ -117,7 +117,9 @@ def overlaps(a: Crops, b: Crops) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @njit(cache=True)
 def _overlaps(box_a, offset_a, pixels_a, bounds_a, box_b, offset_b, pixels_b, bounds_b, order, threshold):  # type: ignore[no-untyped-def]
-    first, second, shared = np.empty(256, np.int64), np.empty(256, np.int64), np.empty(256, np.int64)
+    first: np.ndarray = np.empty(256, np.int64)
+    second: np.ndarray = np.empty(256, np.int64)
+    shared: np.ndarray = np.empty(256, np.int64)
     count = 0
     lefts = bounds_b[order, 0]
     widest = 0

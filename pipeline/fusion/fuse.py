@@ -1,11 +1,11 @@
 """One image's detections from all its voters as one ranked list of masks.
 
-A test image has more voters than an out-of-fold image: the models of all K folds, and of the fold "all", against those of
-the one fold that did not see it. Whatever is tuned or learned on out-of-fold data would be applied to other numbers of
-votes than it was tuned on. So every fold's voters are fused by themselves first, exactly as out of fold (`vote`, then
-`rescored`), which gives each fold's list a score that means the same on both parts; then the folds' lists are clustered
-once more (`combine`) and a mask's score is the mean over the folds, 0 for a fold that does not have it. On an out-of-fold
-image there is one fold, and the second step is nothing.
+A test image has more voters than an out-of-fold image: the models of all K folds, and of the fold "all", against those
+of the one fold that did not see it. Whatever is tuned or learned on out-of-fold data would be applied to other numbers
+of votes than it was tuned on. So every fold's voters are fused by themselves first, exactly as out of fold (`vote`,
+then `rescored`), which gives each fold's list a score that means the same on both parts; then the folds' lists are
+clustered once more (`combine`) and a mask's score is the mean over the folds, 0 for a fold that does not have it. On an
+out-of-fold image there is one fold, and the second step is nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ class Ballot:
 
 
 def vote(
-    detections: Detections, settings: Fusion, voters: Sequence[str], size: tuple[int, int], describe: bool = False
+    detections: Detections,
+    settings: Fusion,
+    voters: Sequence[str],
+    size: tuple[int, int],
+    describe: bool = False,
+    absent: np.ndarray | None = None,
 ) -> Ballot:
     """Fuse what the voters of one fold say of one image.
 
@@ -50,6 +55,7 @@ def vote(
         voters: names of all sources that could have voted, whether they found something or not.
         size: (height, width) of the image.
         describe: also compute the learned rescorer's features.
+        absent: (V,) what each voter is taken to give to a mask it does not have, see `cluster`.
     """
     index = {name: i for i, name in enumerate(voters)}
     source = np.array([index.get(name, -1) for name in detections.sources], np.int64)[detections.source]
@@ -68,6 +74,7 @@ def vote(
         confidence=settings.confidence,
         masks=crops if settings.overlap == "mask" else None,
         one_per_source=settings.one_per_source,
+        absent=absent,
     )
     count = len(clusters)
     member = clusters.member

@@ -53,7 +53,8 @@ class Overlaps:
     """Of N masks of one image with its truths, the pairs of one category whose IoU is above 0.
 
     Attributes:
-        row, truth: (P,) int64, ascending by row; `iou`: (P,) float64 (for a crowd: the share of the mask that lies in it).
+        row, truth: (P,) int64, ascending by row.
+        iou: (P,) float64; for a crowd the share of the mask that lies in it.
         crowd: (G,) bool.
         best: (N,) float64, the largest IoU of each mask with any truth that is no crowd.
     """

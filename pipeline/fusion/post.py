@@ -1,7 +1,7 @@
-"""What is done to fused masks last, in this order: holes filled, the largest part kept, small ones dropped, overlaps removed.
+"""What is done to fused masks last, in this order: fill holes, keep the largest part, drop small ones, remove overlaps.
 
-Everything works on the foreground, the pixels of probability one half or more, and changes as little of the soft mask as
-that takes: a filled hole gets the smallest foreground value, a removed pixel the largest background value.
+Everything works on the foreground, the pixels of probability one half or more, and changes as little of the soft mask
+as that takes: a filled hole gets the smallest foreground value, a removed pixel the largest background value.
 """
 
 from __future__ import annotations

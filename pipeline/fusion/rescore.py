@@ -4,11 +4,11 @@ Three ways: the cluster's score as it is; times the mean probability inside the 
 learned, the probability that the mask overlaps a truth by IoU 0.5 or more and is the first to do so. It is learned from
 how the voters agreed, how the mask looks, what is around it, and where it stands in all this among the image's masks:
 images differ more than masks do, and such ranks carry over. Average precision pools all images, so what is wanted is a
-probability that means the same in each of them. Boosting and randomised trees are averaged; on nuclei, image by image left
-out, the pair was better calibrated than either alone, and the ranks were worth as much as the learning itself.
+probability that means the same in each of them. Boosting and randomised trees are averaged; on nuclei, image by image
+left out, the pair was better calibrated than either alone, and the ranks were worth as much as the learning itself.
 
-It is trained on out-of-fold predictions and cross-fitted: the probabilities of a fold come from a model that saw none of
-the fold's images. No model is stored. The training table is, as Parquet, and the fit, which takes seconds and is
+It is trained on out-of-fold predictions and cross-fitted: the probabilities of a fold come from a model that saw none
+of the fold's images. No model is stored. The training table is, as Parquet, and the fit, which takes seconds and is
 deterministic, is repeated when it is needed.
 """
 

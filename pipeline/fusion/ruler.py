@@ -1,9 +1,9 @@
 """What tuning measures: average precision without the metric's steps, and the gain of one fusion over another.
 
-The competition's own AP is read off at 101 recalls, so on a few images it moves in steps of one hundredth, and with a cap
-on the detections of an image most of its truths are out of reach. The ruler here is the area under the same interpolated
-precision, over the best-ranked detections that the metric looks at, as a fraction of what those could reach: it moves with
-every true positive and every change of order.
+The competition's own AP is read off at 101 recalls, so on a few images it moves in steps of one hundredth, and with a
+cap on the detections of an image most of its truths are out of reach. The ruler here is the area under the same
+interpolated precision, over the best-ranked detections that the metric looks at, as a fraction of what those could
+reach: it moves with every true positive and every change of order.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pipeline.masks import FOREGROUND
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of N soft masks, each (N,) float64 and 0 where a mask has no foreground (the pixels of probability one half or more).
+    """Of N soft masks, each (N,) float64 and 0 where a mask has no foreground (pixels of probability one half or more).
 
     Attributes:
         area: pixels of the foreground; `perimeter`: its pixel edges that face the background.
@@ -40,7 +40,7 @@ class Shapes:
 def shapes(crops: Crops) -> Shapes:
     bounds, _ = crops.foregrounds
     columns = _shapes(crops.box, crops.offset, crops.pixels, bounds, FOREGROUND)
-    return Shapes(*columns.T, bounds)
+    return Shapes(*columns.T, bounds=bounds)
 
 
 @njit(cache=True)

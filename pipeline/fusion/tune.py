@@ -1,11 +1,11 @@
 """The fusion settings that out-of-fold predictions support.
 
-The search is short and in the order of a ladder, each rung compared with the one below on the same images: the best single
-model; its views; more models, one by one; the clustering's settings; rescoring; post-processing. A change is taken only
-when its mean gain over bootstrapped sets of images is positive, in a clear majority of them, no category loses beyond
-noise, and the competition's own score does not fall. The learned rescorer is cross-fitted throughout, so that its gain is
-measured on folds it has not seen. The settings themselves are chosen on the same images that they are measured on: the
-ladder's last value is a little optimistic.
+The search is short and in the order of a ladder, each rung compared with the one below on the same images: the best
+single model; its views; more models, one by one; the clustering's settings; rescoring; post-processing. A change is
+taken only when its mean gain over bootstrapped sets of images is positive, in a clear majority of them, no category
+loses beyond noise, and the competition's own score does not fall. The learned rescorer is cross-fitted throughout, so
+that its gain is measured on folds it has not seen. The settings themselves are chosen on the same images that they are
+measured on: the ladder's last value is a little optimistic.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Ladder:
         self.settings, self.sheet = best[1], best[2]
         return True
 
-    def rung(self, step: str, search: Callable[[], None]) -> None:
+    def rung(self, step: str, search: Callable[[], object]) -> None:
         """Let `search` move the state, then keep where it got to only if the rung as a whole holds."""
         began = time.perf_counter()
         settings, sheet, competition = self.settings, self.sheet, self.competition
@@ -295,7 +295,7 @@ def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | N
 
     subsets = [None, *_by_scale(views)] if len(views) > 1 else []
     if subsets:
-        ladder.rung("+ views", lambda: ladder.better(only([best], views=v, **raw) for v in subsets) and None)
+        ladder.rung("+ views", lambda: ladder.better(only([best], views=v, **raw) for v in subsets))
     if len(models) > 1:
         worth = {m: ruler.value(study.sheet(alone[m])) for m in models}
         ladder.rung("+ models", lambda: _add_models(ladder, best, worth))

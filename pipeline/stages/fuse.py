@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from pipeline import competitions
 from pipeline.experiment import Experiment, Layout
-from pipeline.files import provenance
+from pipeline.files import provenance, writing
 from pipeline.fusion.fuse import fuse_to
+from pipeline.fusion.lists import as_lists, fuse_lists
 from pipeline.fusion.rescore import Rescorer, Table, cross_fit, fit, group_of
 from pipeline.fusion.settings import read_settings
-from pipeline.records import Dataset
+from pipeline.records import Dataset, Detections, Image
 from pipeline.stages.tune import prediction_files, training_table
 
 log = logging.getLogger("pipeline.fuse")
@@ -56,3 +62,75 @@ def _out_of_fold(table: Table, folds: list[str]) -> Callable[[str, int], Rescore
 def _whole(table: Table) -> Callable[[str, int], Rescorer]:
     fitted = fit(table)
     return lambda fold, image_id: fitted
+
+
+# ---------------------------------------------------------------- files alone -----------------------------------------
+
+
+def fuse_files(
+    competition: str, paths: Sequence[str | Path], output: str | Path, ids: str | Path | None = None
+) -> dict[str, Any]:
+    """Fuse submissions of one competition, any mix of .zip, .json and .parquet, into a submission.
+
+    There is no truth to tune on: see fusion/lists.py for the settings and why. Each file is one voter (a Parquet file
+    of a run's predictions is as many as its sources). As many masks of an image are kept as the fullest file has.
+
+    Args:
+        ids: the test images; needed only where every file is Parquet, which does not say how large the images are.
+
+    Returns:
+        ``{"competition", "files", "images", "detections", "output", "problems"}``.
+
+    Raises:
+        CompetitionError: a file cannot be read; the fused one would not be accepted.
+        ValueError: no files, or no image's size is known.
+        FileNotFoundError: a file is not there.
+    """
+    if not paths:
+        raise ValueError("there is nothing to fuse: give at least one submission")
+    host = competitions.get(competition)
+    names = [Path(path) for path in paths]
+    for name in names:
+        if not name.exists():
+            raise FileNotFoundError(f"there is no {name}")
+    images = host.read_ids(Path(ids)) if ids is not None else None
+    sizes = {} if images is None else {i.id: (i.height, i.width) for i in images.images}
+    tables = []
+    for name in names:
+        if name.suffix.lower() == ".parquet":
+            tables.append(Detections.read(name))
+            continue
+        records = host.read_submission(name, images)
+        try:
+            for record in records:
+                height, width = record["segmentation"]["size"]
+                sizes.setdefault(int(record["image_id"]), (int(height), int(width)))
+            tables.append(Detections.from_coco(records, name.stem))
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__} {error}"
+            raise competitions.CompetitionError(f"{name}: {what}; `validate` lists every fault of a submission") from error
+    found = as_lists(tables, [name.stem for name in names])
+    unknown = sorted(set(found.image_id.tolist()) - set(sizes))
+    if unknown:
+        raise ValueError(
+            f"how large are the images {unknown[:10]}? A Parquet file does not say; add a .zip or .json of the same images"
+        )
+    limit = max((int(np.unique(table.image_id, return_counts=True)[1].max()) for table in tables if len(table)), default=0)
+    fused = fuse_lists(found, sizes).top(limit)
+    test = images or Dataset([Image(i, str(i), h, w) for i, (h, w) in sorted(sizes.items())], {})
+    target = Path(output)
+    with writing(target) as unchecked:
+        host.write(fused, test, unchecked)
+        problems = host.validate(unchecked, test)
+        errors = [str(problem) for problem in problems if problem.severity == "error"]
+        if errors:
+            listed = "\n  ".join(errors)
+            raise competitions.CompetitionError(f"{target} would not be accepted, so it was not written:\n  {listed}")
+    return {
+        "competition": host.name,
+        "files": len(names),
+        "images": len(test.images),
+        "detections": len(fused),
+        "output": str(target),
+        "problems": [str(problem) for problem in problems],
+    }
