@@ -144,6 +144,7 @@ def _validate_options(parser: argparse.ArgumentParser) -> None:
 def _fuse_options(parser: argparse.ArgumentParser) -> None:
     _files_options(parser, several=True)
     parser.add_argument("--output", metavar="FILE", help="with --competition: the fused submission")
+    parser.add_argument("--ids", metavar="FILE", help="with --competition: the test images' ids, for .parquet files alone")
     parser.add_argument(
         "--part", choices=("oof", "test"), action="append", help="only the out-of-fold or the test images"
     )
@@ -291,7 +292,7 @@ def _fuse(options: argparse.Namespace, _: list[str]) -> int:
 
     if options.competition:
         output = _needed(options, "output")
-        _print_json(fuse.fuse_files(options.competition, options.experiment, output))
+        _print_json(fuse.fuse_files(options.competition, options.experiment, output, options.ids))
         return 0
     if len(options.experiment) > 1:
         raise ValueError("fuse takes one experiment, or with --competition several submissions")

@@ -213,6 +213,17 @@ def test_validate_of_files_tells_every_problem_and_its_status(files: Path) -> No
     assert missing.returncode == 1 and last_line(missing)["valid"] is False
 
 
+def test_fuse_of_files_makes_a_valid_submission(files: Path) -> None:
+    one, two, target = files / "good.json", files / "other.json", files / "fused.zip"
+    two.write_text(one.read_text())
+    done = call("fuse", "--competition", "vrdl2021", str(one), str(two), "--output", str(target))
+    assert done.returncode == 0, done.stderr
+    result = last_line(done)
+    assert (result["files"], result["detections"], result["output"]) == (2, 1, str(target))
+    scored = call("score", "--competition", "vrdl2021", "--truth", str(files / "truth.json"), str(target))
+    assert last_line(scored)["score"] == pytest.approx(1.0, abs=1e-9)
+
+
 # ---------------------------------------------------------------- the model configs -----------------------------------
 
 
