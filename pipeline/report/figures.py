@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+CROWDED = 4
+"""Charts with more curves than this have their legend outside, where it covers none."""
+
 SERIES = 8
 """Number of colours for series, ``--series-0`` and so on in style.css; further series start again."""
 
@@ -60,8 +63,10 @@ def lines(
             axes.set_ylim(0, 1.02)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        if len(curves) > 1:
-            axes.legend(loc="lower left" if unit_square else "best")
+        if len(curves) > CROWDED:
+            axes.figure.legend(loc="outside right upper")
+        elif len(curves) > 1:
+            axes.legend(loc="best")
     return svg[0]
 
 

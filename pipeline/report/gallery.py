@@ -18,6 +18,9 @@ OBJECTS_ACROSS = 12
 
 SMALLEST_WINDOW = 192
 
+FAINTEST = 0.15
+"""Opacity of the least sure masks."""
+
 WHOLE = 400
 """Images up to this many pixels a side are shown whole."""
 
@@ -30,6 +33,7 @@ class Outline:
     kind: str
     label: str
     series: int = 0
+    opacity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ def verdict_picture(dataset: Dataset, verdict: Verdict, detections: Detections, 
 def final_picture(dataset: Dataset, image: Image, detections: Detections) -> Picture:
     """A test image with the masks that are handed in, coloured by class, or by turns where there is one class.
 
+    The surest lie on top; less sure ones are fainter.
+
     Args:
         detections: the image's rows.
 
@@ -127,8 +133,9 @@ def final_picture(dataset: Dataset, image: Image, detections: Detections) -> Pic
             "final",
             f"{_class(dataset.categories, detections, i)}, score {detections.score[i]:.3f}",
             series.get(int(detections.category_id[i]), 0) if len(series) > 1 else i,
+            round(max(float(detections.score[i]), FAINTEST), 2),
         )
-        for i in range(len(detections))
+        for i in np.argsort(detections.score, kind="stable").tolist()
         if _reaches(boxes[i], shown)
     ]
     caption = f"{len(detections)} mask{'' if len(detections) == 1 else 's'}"

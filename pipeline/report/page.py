@@ -77,7 +77,7 @@ def build(experiment: Experiment, layout: Layout) -> str:
     ladder = read_ladder(ladder_file) if ladder_file.exists() else []
     found = _found(experiment, layout, train, notes)
     finals = _finals(experiment, layout, test, notes)
-    fusion = layout.fusion.read_text() if layout.fusion.exists() else ""
+    fusion = yaml.safe_load(layout.fusion.read_text())["settings"] if layout.fusion.exists() else {}
     settings = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     seconds = sum(j.seconds for j in jobs) or sum(t.seconds or 0.0 for t in done)
     data = _data(layout, train, test)
@@ -119,7 +119,7 @@ def build(experiment: Experiment, layout: Layout) -> str:
         gallery=found.gallery,
         ladder=ladder,
         ladder_chart=Markup(_ladder_chart(ladder)),
-        fusion=fusion,
+        fusion=yaml.safe_dump(fusion, sort_keys=False) if fusion else "",
         learning=[Markup(chart) for chart in _learning_curves(done)],
         finals=finals,
         class_keys=list(test.categories.values()) if test else [],
@@ -235,14 +235,15 @@ def _finals(experiment: Experiment, layout: Layout, test: Dataset | None, notes:
 
 
 def _learning_curves(done: list[Training]) -> list[str]:
-    """Two charts per model: the loss of every fold, and the parts of the loss averaged over the folds."""
+    """Two charts per model: the loss of every fold, and its parts, averaged over the folds."""
     charts = []
     for model in dict.fromkeys(t.model for t in done):
         runs = [t for t in done if t.model == model and t.iteration.size]
         if not runs:
             continue
         curves = [figures.Line(f"fold {t.fold}", t.iteration, t.loss, k) for k, t in enumerate(runs)]
-        charts.append(figures.lines(curves, f"{model}: loss", "iteration", "loss", log_y=_positive(curves)))
+        title = f"{model}: loss" if len(runs) > 1 else f"{model}, fold {runs[0].fold}: loss"
+        charts.append(figures.lines(curves, title, "iteration", "loss", log_y=_positive(curves)))
         parts = []
         for k, name in enumerate(dict.fromkeys(name for t in runs for name in t.parts)):
             steps = np.unique(np.concatenate([t.iteration for t in runs if name in t.parts]))
@@ -254,9 +255,7 @@ def _learning_curves(done: list[Training]) -> list[str]:
             mean = np.nanmean(values[:, known], axis=0)
             parts.append(figures.Line(name, steps[known], mean, k, dashed=k >= figures.SERIES))
         if len(parts) > 1:
-            charts.append(
-                figures.lines(parts, f"{model}: parts, mean of the folds", "iteration", "loss", _positive(parts))
-            )
+            charts.append(figures.lines(parts, f"{model}: parts of the loss", "iteration", "loss", _positive(parts)))
     return charts
 
 

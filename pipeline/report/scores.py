@@ -109,7 +109,7 @@ def read_ladder(path: Path) -> list[Step]:
     return [
         Step(
             str(row["step"]),
-            ", ".join(f"{k} {v}" for k, v in (row.get("settings") or {}).items()),
+            ", ".join(f"{k}: {json.dumps(v)}" for k, v in (row.get("settings") or {}).items()),
             float(row["score"]),
             number(row.get("gain")),
             number(row.get("low")),

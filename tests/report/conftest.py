@@ -140,7 +140,7 @@ class DrawnRun:
     def fuse(self, **how: Any) -> None:
         self.detections(self.train, **how).write(self.layout.fused("oof"))
         self.detections(self.test, **how).write(self.layout.fused("test"))
-        self.layout.fusion.write_text("method: wbf\niou: 0.55\n")
+        self.layout.fusion.write_text("settings: {method: wbf, iou: 0.55}\nprovenance: {seed: 0}\n")
         none: dict[str, Any] = {"gain": None, "low": None, "high": None}
         asked = {"score": 0.78, "ap50_capped_truths": 0.5}
         steps = [

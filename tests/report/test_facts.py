@@ -131,4 +131,4 @@ def test_the_ladder(drawn_run: DrawnRun) -> None:
     first, second, third = scores.read_ladder(drawn_run.layout.artifacts / "fusion" / "ladder.json")
     assert (first.name, first.gain, first.competition, first.change) == ("best single", None, 0.78, "")
     assert (second.gain, second.low, second.high, second.competition) == (0.02, 0.01, 0.03, None)
-    assert (third.adopted, third.change) == (False, "largest_part True, weights {'a<b': 2}")
+    assert (third.adopted, third.change) == (False, 'largest_part: true, weights: {"a<b": 2}')

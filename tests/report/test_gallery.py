@@ -67,6 +67,7 @@ def test_only_what_reaches_the_window_is_outlined(drawn_run: DrawnRun, monkeypat
     inside = [(box[0] < 100) and (box[1] < 100) for box in found.mask_box]
     assert 0 < len(picture.outlines) == sum(inside) < len(found)
     assert f"{len(found)} masks, {sum(inside)} of them in this part" == picture.caption
+    assert [o.opacity for o in picture.outlines] == sorted(o.opacity for o in picture.outlines)
 
 
 def test_test_images_without_masks_or_with_unknown_classes(drawn_run: DrawnRun) -> None:

@@ -116,20 +116,25 @@ def test_the_settings_are_an_experiment_again(whole: DrawnRun, tmp_path: Path) -
     assert text in reader.text  # the same to read
 
 
+def remove(*names: str) -> Callable[[DrawnRun], object]:
+    def removal(run: DrawnRun) -> None:
+        for name in names:
+            path = run.layout.artifacts / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return removal
+
+
 REMOVED: dict[str, Callable[[DrawnRun], object]] = {
-    "nothing at all": lambda run: shutil.rmtree(run.layout.artifacts),
-    "no training data": lambda run: run.layout.train_json.unlink(),
-    "no test data": lambda run: run.layout.test_json.unlink(),
-    "no integrity report": lambda run: run.layout.integrity.unlink(),
+    "nothing at all": lambda run: shutil.rmtree(run.root),
+    "no training data": remove("data/train.json"),
+    "no test data": remove("data/test.json"),
     "no folds": lambda run: run.layout.folds.unlink(),
-    "no trainings": lambda run: shutil.rmtree(run.layout.artifacts / "models"),
-    "no fusion": lambda run: run.layout.fusion.unlink(),
-    "no ladder": lambda run: shutil.rmtree(run.layout.artifacts / "fusion"),
-    "no fused detections": lambda run: shutil.rmtree(run.layout.artifacts / "fused"),
-    "no scores": lambda run: run.layout.scores.unlink(),
+    "no trainings, no integrity report": remove("models", "data/integrity.json"),
+    "no fusion and what hangs on it": remove("fusion", "fusion.yaml", "fused", "scores.json"),
+    "no ladder, no benchmarks": remove("fusion", "benchmarks"),
     "no submission": lambda run: run.layout.submission().unlink(),
-    "no benchmarks": lambda run: shutil.rmtree(run.layout.artifacts / "benchmarks"),
-    "no images": lambda run: shutil.rmtree(run.layout.artifacts / "data" / "images"),
+    "no images": remove("data/images"),
     "nothing found": lambda run: [Detections.empty().write(run.layout.fused(part)) for part in ("oof", "test")],
     "an empty submission": lambda run: run.encode([]),
 }
@@ -148,7 +153,7 @@ def test_something_is_missing(tmp_path: Path, what: str) -> None:
         assert "missed" in reader.classes and "found" not in reader.classes
     if what == "no submission":
         assert reader.says("not written yet") and "test" in reader.ids
-    if what == "no benchmarks":
+    if what == "no ladder, no benchmarks":
         assert reader.says("4 min 07 s")  # two trainings of 123.4 s
 
 
