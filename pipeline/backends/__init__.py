@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import logging
 import warnings
 from collections.abc import Iterable
@@ -87,7 +89,8 @@ def get(framework: str) -> Backend:
     for message in CHATTER:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    module = importlib.import_module(f"pipeline.backends.{framework}")
+    with contextlib.redirect_stdout(io.StringIO()):  # mmdet prints which of its optional data sets it does without
+        module = importlib.import_module(f"pipeline.backends.{framework}")
     backend: Backend = module.BACKEND
     return backend
 
