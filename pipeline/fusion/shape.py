@@ -39,8 +39,10 @@ class Shapes:
 
 def shapes(crops: Crops) -> Shapes:
     bounds, _ = crops.foregrounds
-    columns = _shapes(crops.box, crops.offset, crops.pixels, bounds, FOREGROUND)
-    return Shapes(*columns.T, bounds=bounds)
+    area, perimeter, hull, eccentricity, x, y, inside, unsure = _shapes(
+        crops.box, crops.offset, crops.pixels, bounds, FOREGROUND
+    ).T
+    return Shapes(area, perimeter, hull, eccentricity, x, y, inside, unsure, bounds)
 
 
 @njit(cache=True)

@@ -299,7 +299,7 @@ def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | N
     if len(models) > 1:
         worth = {m: ruler.value(study.sheet(alone[m])) for m in models}
         ladder.rung("+ models", lambda: _add_models(ladder, best, worth))
-    if len(voters_of(ladder.settings, study.sources)) > 1:
+    if any(len(voters_of(ladder.settings, case.voters)) > 1 for case in cases):
         ladder.rung("+ clustering", lambda: _clustering(ladder))
     everyone = {m: base.weights.get(m, 1.0) for m in study.models()}
     ladder.rung("+ rescoring", lambda: _rescoring(ladder, everyone))

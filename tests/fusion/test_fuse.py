@@ -1,0 +1,178 @@
+"""One image with one voter and with many, one fold and several; whole files, streamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.fusion.crops import Crops
+from pipeline.fusion.fuse import by_image, fuse_image, fuse_to
+from pipeline.fusion.rescore import Features
+from pipeline.fusion.settings import Fusion, Voter, voters_of
+from pipeline.records import Detections
+from pipeline.records import provenance as stored_provenance
+from tests.fusion.cells import SIZE, ellipse, frames_of, sighting, table
+
+PLAIN = Fusion(rescore="none", fill_holes=False, iou=0.4)
+
+
+def names(models: str, folds: str, views: tuple[str, ...] = ("identity", "hflip")) -> list[str]:
+    return [f"{m}/{f}/{v}" for m in models for f in folds for v in views]
+
+
+def sightings(image_id: int, voters: list[str]) -> Detections:
+    return Detections.concatenate([sighting(image_id, name, k) for k, name in enumerate(voters)])
+
+
+def test_one_voter_is_passed_through() -> None:
+    found = table([ellipse(40, 40, 9, 9), ellipse(90, 100, 8, 12)], [0.4, 0.7])
+    fused = fuse_image(found, PLAIN, found.sources, SIZE)
+    assert fused.score.tolist() == [0.7, 0.4] and fused.sources == ["fused"]
+    np.testing.assert_array_equal(fused.box, found.box[[1, 0]])
+    for i, k in ((0, 1), (1, 0)):
+        np.testing.assert_array_equal(fused.grid(i), found.grid(k))
+    assert fused.extra["agreement"].tolist() == [1, 1]
+
+
+def test_agreement_and_score_count_the_silent() -> None:
+    voters = names("ab", "0")
+    found = table([ellipse(40, 40, 9, 9)] * 3, [0.9, 0.6, 0.3])
+    found.source[:], found.sources = [0, 1, 2], voters
+    fused = fuse_image(found, PLAIN, voters, SIZE)
+    assert fused.extra["agreement"] == pytest.approx([0.75]) and fused.score == pytest.approx([1.8 / 4])
+    silent = Fusion(**{**PLAIN.model_dump(), "weights": {"b": 0.0}})
+    assert fuse_image(found, silent, voters, SIZE).score == pytest.approx([1.5 / 2])
+    one_view = Fusion(**{**PLAIN.model_dump(), "views": ["hflip"]})
+    assert fuse_image(found, one_view, voters, SIZE).score == pytest.approx([0.6 / 2])
+    weighted = Fusion(**{**PLAIN.model_dump(), "weights": {"b": 3.0}})
+    assert fuse_image(found, weighted, voters, SIZE).score == pytest.approx([(0.9 + 0.6 + 0.9) / 8])
+
+
+def test_folds_are_fused_apart_and_then_together() -> None:
+    """Two folds that say the same say no more than one; a fold that is silent halves the score."""
+    found = table([ellipse(40, 40, 9, 9), ellipse(90, 100, 9, 9)], [0.8, 0.6], "a/0/identity")
+    other = Detections(**{**vars(found.take([0])), "sources": ["a/1/identity"]})
+    both = fuse_image(Detections.concatenate([found, other]), PLAIN, names("a", "01", ("identity",)), SIZE)
+    assert both.score == pytest.approx([0.8, 0.3]) and both.extra["agreement"] == pytest.approx([1, 0.5])
+    np.testing.assert_array_equal(frames_of(Crops.of(both))[0], ellipse(40, 40, 9, 9))
+
+
+def test_the_rescorer_of_each_fold_is_asked_with_that_folds_features() -> None:
+    voters = names("ab", "01")
+    found = sightings(1, voters)
+    asked: list[tuple[str, float]] = []
+
+    def rescorer(fold: str):  # type: ignore[no-untyped-def]
+        def probability(described: Features) -> np.ndarray:
+            asked.append((fold, float(described.columns(["voters"]).max())))
+            return np.full(len(described.values), 0.25 if fold == "0" else 0.75)
+
+        return probability
+
+    learned = Fusion(**{**PLAIN.model_dump(), "rescore": "learned"})
+    fused = fuse_image(found, learned, voters, SIZE, rescorer)
+    assert asked == [("0", 1.0), ("1", 1.0)]  # four voters each, though the image has eight
+    assert set(np.round(fused.score, 6)) <= {0.125, 0.375, 0.5}
+    with pytest.raises(ValueError, match="training table"):
+        fuse_image(found, learned, voters, SIZE)
+
+
+def test_more_voters_find_more() -> None:
+    """Averaging four noisy sightings brings the outlines closer to the truth than any of them."""
+    from pipeline.fusion.match import Overlaps, truths
+    from tests.fusion.cells import truth
+
+    true = truths(truth(3), [1, 2, 3])
+    single, together = [], []
+    for image_id in true:
+        found = sightings(image_id, names("ab", "0"))
+        fused = fuse_image(found, PLAIN, found.sources, SIZE).top(10)
+        alone = sighting(image_id, "a/0/identity", 0).top(10)
+        together.append(Overlaps.of(fused, true[image_id]).best.mean())
+        single.append(Overlaps.of(alone, true[image_id]).best.mean())
+    assert np.mean(together) > np.mean(single) + 0.1
+
+
+def test_baselines_share_the_interface() -> None:
+    found = sightings(1, names("ab", "0"))
+    for method in ("nms", "concatenate"):
+        settings = Fusion(**{**PLAIN.model_dump(), "method": method})
+        fused = fuse_image(found, settings, found.sources, SIZE)
+        originals = {tuple(box) for box in found.box.tolist()}
+        assert {tuple(box) for box in fused.box.tolist()} <= originals
+        assert (len(fused) == len(found)) == (method == "concatenate")
+        assert (np.diff(fused.score) <= 0).all()
+
+
+def test_nothing_found_and_nobody_to_vote() -> None:
+    voters = names("a", "01")
+    assert len(fuse_image(Detections.empty(voters), PLAIN, voters, SIZE)) == 0
+    with pytest.raises(ValueError, match="nobody votes"):
+        fuse_image(Detections.empty(voters), Fusion(weights={"a": 0.0}), voters, SIZE)
+
+
+def test_voters() -> None:
+    assert Voter.parse("a/b/3/hflip@2.0") == Voter("a/b", "3", "hflip@2.0")
+    assert Voter.parse("answer_1") == Voter("answer_1")
+    settings = Fusion(weights={"a": 0.0}, views=["hflip"])
+    assert voters_of(settings, ["a/0/hflip", "b/0/hflip", "b/0/vflip", "c", "c"]) == ["b/0/hflip", "c"]
+
+
+# ---------------------------------------------------------------- files -----------------------------------------------
+
+
+def write(path: Path, voters: list[str], images: list[int], ascending: bool = True) -> Path:
+    from pipeline.records import DetectionsWriter
+
+    with DetectionsWriter(path, voters) as writer:
+        for image_id in images if ascending else images[::-1]:
+            writer.add(sightings(image_id, voters))
+    return path
+
+
+def test_files_are_read_side_by_side(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", names("a", "0"), [1, 2, 5])
+    b = write(tmp_path / "b", names("b", "0"), [2, 3, 5], ascending=False)
+    c = write(tmp_path / "c", names("c", "0"), [])
+    seen = list(by_image([a, b, c]))
+    assert [image_id for image_id, _, _ in seen] == [1, 2, 3, 5]
+    assert [paths for _, _, paths in seen] == [[a], [a, b], [b], [a, b]]
+    for image_id, found, paths in seen:
+        expected = sum(len(sightings(image_id, names("ab"["ab".index(p.name)], "0"))) for p in paths)
+        assert len(found) == expected and (found.image_id == image_id).all()
+
+
+def test_an_image_in_several_row_groups_is_one(tmp_path: Path) -> None:
+    from pipeline.records import DetectionsWriter
+
+    voters = names("a", "0")
+    tables = [sightings(i, voters) for i in (1, 2)]
+    with DetectionsWriter(tmp_path / "a", voters) as writer:
+        writer.add(tables[0].take([0, 1]))
+        writer.add(Detections.concatenate([tables[0].take([2]), tables[1]]))
+    seen = list(by_image([tmp_path / "a"]))
+    assert [(image_id, len(found)) for image_id, found, _ in seen] == [(1, 3), (2, len(tables[1]))]
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_file_is_fused_image_by_image(tmp_path: Path, everyone: bool) -> None:
+    """Out of fold only the folds that have the image could have voted; on test images everybody could."""
+    paths = [
+        write(tmp_path / "a0", names("a", "0"), [1, 2]),
+        write(tmp_path / "b0", names("b", "0"), [2]),
+        write(tmp_path / "a1", names("a", "1"), [3]),
+    ]
+    target = tmp_path / "fused.parquet"
+    done = list(
+        fuse_to(target, paths, PLAIN, {i: SIZE for i in (1, 2, 3)}, None, everyone=everyone, provenance={"x": 1})
+    )
+    fused = Detections.read(target)
+    assert [image_id for image_id, _ in done] == [1, 2, 3] and sum(n for _, n in done) == len(fused)
+    assert stored_provenance(target) == {"x": 1} and set(fused.extra) == {"agreement", "inside"}
+    voters = names("ab", "0")
+    found = sightings(1, names("a", "0"))
+    expected = fuse_image(found, PLAIN, voters + names("a", "1") if everyone else voters, SIZE)
+    np.testing.assert_array_equal(fused.score[fused.image_id == 1], expected.score)
+    assert fused.extra["agreement"][fused.image_id == 1].max() <= 0.5
