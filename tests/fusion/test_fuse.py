@@ -166,7 +166,7 @@ def test_a_file_is_fused_image_by_image(tmp_path: Path, everyone: bool) -> None:
     ]
     target = tmp_path / "fused.parquet"
     done = list(
-        fuse_to(target, paths, PLAIN, {i: SIZE for i in (1, 2, 3)}, None, everyone=everyone, provenance={"x": 1})
+        fuse_to(target, paths, PLAIN, dict.fromkeys((1, 2, 3), SIZE), None, everyone=everyone, provenance={"x": 1})
     )
     fused = Detections.read(target)
     assert [image_id for image_id, _ in done] == [1, 2, 3] and sum(n for _, n in done) == len(fused)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from pipeline.fusion.fuse import fuse_image
 from pipeline.fusion.match import truths
-from pipeline.fusion.rescore import group_of
+from pipeline.fusion.rescore import Rescorer, group_of
 from pipeline.fusion.ruler import Ruler
 from pipeline.fusion.settings import Fusion, read_settings, write_settings
 from pipeline.fusion.tune import Case, Study, Tuned, tune, with_changes
@@ -33,6 +35,10 @@ def cases(noise: dict[str, float], views: tuple[str, ...] = VIEWS) -> list[Case]
         )
         out.append(Case(image_id, SIZE, found, voters, true[image_id]))
     return out
+
+
+def chosen(rescorer: Callable[[str], Rescorer], image_id: int, fold: str) -> Rescorer:
+    return rescorer(group_of(fold, image_id, ["0", "1"]))
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +69,7 @@ def test_the_result_is_what_fuse_makes_of_the_settings(tuned: Tuned) -> None:
         settings = with_changes(tuned.settings, rescore=mode)
         rescorer = study.rescorer(settings) if mode == "learned" else None
         for case, fused in zip(given, study.fused(settings), strict=True):
-            by_fold = None
-            if rescorer is not None:
-                by_fold = lambda fold, i=case.image_id: rescorer(group_of(fold, i, ["0", "1"]))  # noqa: E731
+            by_fold = None if rescorer is None else partial(chosen, rescorer, case.image_id)
             again = fuse_image(case.detections, settings, case.voters, SIZE, by_fold)
             np.testing.assert_array_equal(again.score, fused.score)
             np.testing.assert_array_equal(again.pixels, fused.pixels)
