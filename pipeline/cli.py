@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.stages import STAGES
+
 if TYPE_CHECKING:
     from pipeline.experiment import Experiment, Layout
 
@@ -144,7 +146,9 @@ def _validate_options(parser: argparse.ArgumentParser) -> None:
 def _fuse_options(parser: argparse.ArgumentParser) -> None:
     _files_options(parser, several=True)
     parser.add_argument("--output", metavar="FILE", help="with --competition: the fused submission")
-    parser.add_argument("--ids", metavar="FILE", help="with --competition: the test images' ids, for .parquet files alone")
+    parser.add_argument(
+        "--ids", metavar="FILE", help="with --competition: the test images' ids, for .parquet files alone"
+    )
     parser.add_argument(
         "--part", choices=("oof", "test"), action="append", help="only the out-of-fold or the test images"
     )
@@ -230,11 +234,14 @@ def _train(options: argparse.Namespace, _: list[str]) -> int:
 
     with _stage("train", options) as (experiment, layout, made):
         supervision.claim_gpu(layout.artifacts)
+        from pipeline import dependencies
         from pipeline.stages import train
 
         for model in experiment.models:
+            code = dependencies.code("train", experiment, model)
             for fold in experiment.fold_names():
-                train.run(experiment, layout, model, fold)
+                version = f"{dependencies.settings('train', experiment, model, fold)}-{code}"
+                train.run(experiment, layout, model, fold, version)
                 made.append(layout.checkpoint(model, fold))
     return 0
 
@@ -390,6 +397,3 @@ COMMANDS = {
     "models": Command("list the model configs", _no_options, _models),
     "doctor": Command("say what this machine has and what is missing", _no_options, _doctor),
 }
-
-STAGES = tuple(COMMANDS)[1:-2]
-"""In the order of the graph."""

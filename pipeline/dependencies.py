@@ -12,10 +12,7 @@ from typing import Any
 
 from pipeline import codeversion
 from pipeline.backends import catalog
-from pipeline.experiment import Experiment, ExperimentError, digest
-
-NOT_IN_THE_RESULT = ("checkpoint_every", "log_every", "workers")
-"""Settings of a training that change how it is watched, not what it learns."""
+from pipeline.experiment import NOT_IN_THE_RESULT, Experiment, ExperimentError, digest
 
 COMPETITION_METHODS = ("read", "read_ids", "read_submission", "score", "stratum", "validate", "write")
 

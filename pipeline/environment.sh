@@ -55,6 +55,12 @@ started=$SECONDS
 : >"$log"
 say "making $venv (torch build: $build; log: $log). About 12 minutes on two cores, once."
 
+# pip takes one build of a version for another, so another build starts from an empty environment
+if [ "$(cat "$venv/.torch-build" 2>/dev/null || echo "$build")" != "$build" ]; then
+  say "the torch build changes from $(cat "$venv/.torch-build") to $build: starting afresh"
+  rm -rf "$venv"
+fi
+
 if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
   python=${PYTHON:-}
   if [ -z "$python" ]; then
@@ -96,6 +102,7 @@ torch_index=()
 [ "$build" = pypi ] || torch_index=(--index-url "https://download.pytorch.org/whl/$build")
 step "installing torch ($build)" pip install "${torch_index[@]}" "$(pinned torch)" "$(pinned torchvision)" "$(pinned numpy)" ||
   die "torch could not be installed; see $log"
+printf '%s\n' "$build" >"$venv/.torch-build"
 
 # onedl-mmcv comes as source only. pip's own cache does not know which torch a wheel was compiled against, so ours is
 # kept by torch build, Python and mmcv version; put MASKFOLD_WHEELS on a drive to keep it between Colab sessions.

@@ -93,6 +93,10 @@ class TrainSettings(Settings):
         return value
 
 
+NOT_IN_THE_RESULT = ("checkpoint_every", "log_every", "workers")
+"""Settings of a training that change how it is watched, not what it learns."""
+
+
 class PredictSettings(Settings):
     """Inference. A view is a turn and a scale, e.g. ``hflip@2.0``: see pipeline/views.py."""
 

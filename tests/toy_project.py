@@ -70,7 +70,7 @@ def run(experiment, layout):
 import time
 from pipeline import toy, toy_helpers
 from pipeline.supervision import exclusive
-def run(experiment, layout, model, fold):
+def run(experiment, layout, model, fold, version=""):
     folder = layout.training(model, fold)
     place = folder / "work" / "iteration"
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,9 @@ class ToyProject:
         shutil.copytree(
             PROJECT / "pipeline", package, ignore=shutil.ignore_patterns("__pycache__", "models", "report", "doctor.py")
         )
-        shutil.rmtree(package / "stages")
+        for path in (package / "stages").glob("*.py"):
+            if path.name != "__init__.py":
+                path.unlink()
         shutil.rmtree(package / "competitions" / "formats", ignore_errors=True)
         for path in (package / "competitions").glob("*.py"):
             if path.name != "__init__.py":
@@ -185,7 +187,6 @@ class ToyProject:
         files = {
             "pipeline/toy.py": _COMMON,
             "pipeline/toy_helpers.py": _HELPERS,
-            "pipeline/stages/__init__.py": "",
             "pipeline/backends/mmdet.py": "BACKEND = None\n",
             "pipeline/competitions/marks.py": _COMPETITION,
             "configs/models/mmdet/plain.py": '"""Plain."""\n_base_ = "mmdet::x.py"\nmodel = dict(depth=18)\n',

@@ -44,6 +44,7 @@ class TrainJob:
         folder: keeps the framework's own checkpoints and logs (``work/``); a second call resumes from there.
         images: the training images only.
         title: what the progress lines and the sources of its detections are called, ``<model>/<fold>``.
+        version: of everything else that the result depends on; a training only resumes from its own version.
     """
 
     model: ModelSettings
@@ -52,6 +53,7 @@ class TrainJob:
     folder: Path
     title: str
     seed: int
+    version: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.backends import CheckpointError, TrainingError, TrainJob
 from pipeline.backends.samples import Sample, Samples
-from pipeline.experiment import TrainSettings, digest
+from pipeline.experiment import NOT_IN_THE_RESULT, TrainSettings, digest
 
 log = logging.getLogger("pipeline.train")
 
@@ -214,7 +214,9 @@ def _schedule(settings: TrainSettings) -> list[dict[str, Any]]:
 
 def _work_folder(job: TrainJob) -> Path:
     """Where this very training keeps its checkpoints; those of other settings or other images are thrown away."""
-    key = digest(job.model, job.settings, job.seed, [(i.id, i.file_name) for i in job.images.images], len(job.images.instances))
+    images = [(image.id, image.file_name, len(job.images.by_image[image.id])) for image in job.images.images]
+    learns = job.settings.model_dump(exclude=set(NOT_IN_THE_RESULT))
+    key = digest(job.model, learns, job.seed, job.version, images)
     parent = job.folder / "work"
     for other in parent.glob("*"):
         if other.name != key:

@@ -15,8 +15,12 @@ from pipeline.supervision import exclusive
 log = logging.getLogger("pipeline.train")
 
 
-def run(experiment: Experiment, layout: Layout, model: str, fold: str) -> None:
+def run(experiment: Experiment, layout: Layout, model: str, fold: str, version: str = "") -> None:
     """Write models/<model>/fold-<fold>/checkpoint.pth, resuming from the training's own last checkpoint if it has one.
+
+    Args:
+        version: of what the training depends on besides its images, its model config and code among it; checkpoints of
+            another version are thrown away, not resumed from.
 
     Raises:
         TrainingError: the loss is not a number or stays exactly zero.
@@ -31,7 +35,13 @@ def run(experiment: Experiment, layout: Layout, model: str, fold: str) -> None:
     folder = layout.training(model, fold)
     folder.mkdir(parents=True, exist_ok=True)
     job = backends.TrainJob(
-        settings, experiment.train_settings(model), images, folder, f"{model}/{fold}", experiment.seed + _offset(fold)
+        settings,
+        experiment.train_settings(model),
+        images,
+        folder,
+        f"{model}/{fold}",
+        experiment.seed + _offset(fold),
+        version,
     )
     began = time.perf_counter()
     with exclusive(folder / "lock", f"training of {model} on fold {fold}"):

@@ -1,6 +1,7 @@
 """The training loop: resuming changes nothing, and a dead training says that it is dead."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_other_settings_do_not_resume_from_old_checkpoints(tmp_path: Path) -> No
     model = Brightness()
     engine.run(model, collate, job(tmp_path, learning_rate=0.01))
     assert model.calls == 20
+
+
+def test_another_version_of_model_or_code_does_not_resume(tmp_path: Path) -> None:
+    first = job(tmp_path)
+    engine.run(Brightness(), collate, first)
+    model = Brightness()
+    engine.run(model, collate, replace(first, version="edited"))
+    assert model.calls == 20
+    model = Brightness()
+    engine.run(model, collate, replace(first, version="edited"))
+    assert model.calls == 0  # finished already: nothing is left to train
 
 
 def test_the_average_is_kept_where_there_is_one(tmp_path: Path) -> None:
