@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import competitions, supervision
+from pipeline import competitions, supervision, uptodate
 from pipeline.backends import catalog
 from pipeline.experiment import PROJECT, Experiment, Layout
 from pipeline.files import writing
@@ -20,6 +20,8 @@ from pipeline.files import writing
 log = logging.getLogger("pipeline.run")
 
 SNAKEFILE = PROJECT / "pipeline" / "Snakefile"
+
+NOTHING_TO_DO = "nothing to do: everything is up to date"
 
 
 def run(
@@ -67,15 +69,18 @@ def run(
     with supervision.exclusive(layout.artifacts / ".lock", f"run {experiment.name}", patience=0):
         supervision.announce_run()
         frozen = layout.artifacts / "experiment.yaml"
+        whole = not until and not options
+        wanted = uptodate.wanted(experiment, _frozen(experiment), SNAKEFILE)
+        if whole and uptodate.is_whole(layout, wanted):
+            log.info(NOTHING_TO_DO)
+            return _tell(experiment, layout)
         _freeze(experiment, frozen)
         # The data come first, by themselves: where they turn out as they were, nothing more is made again.
         succeeded = bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments[:4]])
         succeeded = succeeded and _snakemake(layout, frozen, gpus, ["everything", *arguments, *options])
-    _conclude(succeeded)
-    if succeeded and not until and not options:
-        for line in summary(experiment, layout):
-            log.info("%s", line)
-    return succeeded
+        if succeeded and whole:
+            uptodate.note(layout, wanted)
+    return _conclude(succeeded) and (not whole or _tell(experiment, layout))
 
 
 def record(experiment: Experiment, layout: Layout, stage: str, made: Sequence[Path]) -> None:
@@ -98,10 +103,11 @@ def record(experiment: Experiment, layout: Layout, stage: str, made: Sequence[Pa
 
 
 def _conclude(succeeded: bool) -> bool:
+    """Say whether there was anything to do, and what failed."""
     from pipeline.progress import TALLY
 
     if succeeded and not TALLY.started:
-        log.info("nothing to do: everything is up to date")
+        log.info(NOTHING_TO_DO)
     for line in TALLY.failed:
         log.error("%s", line)
     if TALLY.failed:
@@ -165,6 +171,12 @@ def _call(command: list[str]) -> None:
     logging.getLogger("snakemake").propagate = False  # it speaks through `progress` alone
     LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_maskfold", progress)
     main(command)
+
+
+def _tell(experiment: Experiment, layout: Layout) -> bool:
+    for line in summary(experiment, layout):
+        log.info("%s", line)
+    return True
 
 
 def summary(experiment: Experiment, layout: Layout) -> list[str]:
