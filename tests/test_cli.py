@@ -152,7 +152,7 @@ def test_train_and_predict_go_through_what_is_asked_for(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(graph, "record", lambda *words: None)
     calls: list[tuple[str, ...]] = []
-    monkeypatch.setattr(train, "run", lambda experiment, layout, *which: calls.append(which))
+    monkeypatch.setattr(train, "run", lambda experiment, layout, *which: calls.append(which[:2]))
     monkeypatch.setattr(predict, "run", lambda experiment, layout, *which: calls.append(which))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     shared = ["quickstart", "--root", str(tmp_path), "--model", "mask-rcnn", "--set", "folds.final=true"]
