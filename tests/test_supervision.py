@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -194,6 +194,14 @@ def test_without_pidfd_the_run_is_polled(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---------------------------------------------------------------- whole runs ------------------------------------------
 
 
+def until(condition: Callable[[], bool], seconds: float = 200) -> None:
+    """Wait for a condition; fail, rather than wait for ever, where what should bring it about has ended."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[ToyProject]:
     made = ToyProject.make(tmp_path / "project")
@@ -207,8 +215,7 @@ def test_kill_9_of_a_run_ends_its_stages_and_the_same_command_resumes(project: T
     run = project.start("run", "toy", "--until", "train")
     project.wait_for("train a 0 from 0", 200)
     place = project.layout.training("a", "0") / "work" / "iteration"
-    while not place.exists() or int(place.read_text()) < 10:
-        time.sleep(0.05)
+    until(lambda: place.exists() and int(place.read_text() or 0) >= 10)
     assert processes_of(project.folder)
     run.kill()
     run.communicate()
@@ -230,8 +237,7 @@ def test_kill_9_of_one_stage_fails_the_run_and_the_same_command_resumes(project:
     run = project.start("run", "toy", "--until", "train", "--model", "a")
     project.wait_for("train a 0 from 0", 200)
     place = project.layout.training("a", "0") / "work" / "iteration"
-    while not place.exists():
-        time.sleep(0.05)
+    until(place.exists)
     stages = [
         pid
         for pid in processes_of(project.folder)
