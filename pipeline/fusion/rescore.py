@@ -1,14 +1,16 @@
 """How sure a fused mask is.
 
 Three ways: the cluster's score as it is; times the mean probability inside the mask (Sartorius 2021, first place); or
-learned, the probability that the mask overlaps a truth by IoU 0.5 or more and is the first to do so. It is learned from
-how the voters agreed, how the mask looks, what is around it, and where it stands in all this among the image's masks:
-images differ more than masks do, and such ranks carry over. Average precision pools all images, so what is wanted is a
-probability that means the same in each of them. Boosting and randomised trees are averaged; on nuclei, image by image
-left out, the pair was better calibrated than either alone, and the ranks were worth as much as the learning itself.
+learned, the probability that the mask is true: that it overlaps a truth by IoU 0.5 or more and is the first to do so.
 
-It is trained on out-of-fold predictions and cross-fitted: the probabilities of a fold come from a model that saw none
-of the fold's images. No model is stored. The training table is, as Parquet, and the fit, which takes seconds and is
+What is learned is how well the mask overlaps, from how the voters agreed, how the mask looks, what is around it, and where
+it stands in all this among the image's masks: images differ more than masks do, and such ranks carry over. Boosted and
+randomised trees are averaged, and one logistic curve for all turns the expected overlap into a probability, because average
+precision pools all images. On nuclei, with whole images left out, regressing the overlap ranked better than classifying the
+truth, and the ranks gained as much as the learning itself.
+
+It is trained on out-of-fold predictions and cross-fitted: the probabilities of a fold come from a model that saw none of
+the fold's images. No model is stored. The training table is, as Parquet, and the fit, which takes seconds and is
 deterministic, is repeated when it is needed.
 """
 
@@ -244,21 +246,26 @@ class Table:
     Attributes:
         features: (N, F).
         true: (N,) bool, the mask is a true positive of its image at IoU 0.5.
+        iou: (N,) float32, its largest IoU with any truth.
         group: (N,) text; rows of one group are never on both sides of a fit and its use.
     """
 
     features: Features
     true: np.ndarray
+    iou: np.ndarray
     group: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Table:
+        return Table(self.features.take(rows), self.true[rows], self.iou[rows], self.group[rows])
 
     def write(self, path: str | Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         columns = {name: self.features.values[:, i] for i, name in enumerate(self.features.names)}
-        data = {"true": self.true, "group": self.group.astype(str).tolist(), **columns}
+        data = {"true": self.true, "iou": self.iou, "group": self.group.astype(str).tolist(), **columns}
         schema = pa.schema(
-            [("true", pa.bool_()), ("group", pa.string())] + [(name, pa.float32()) for name in columns],
+            [("true", pa.bool_()), ("iou", pa.float32()), ("group", pa.string())] + [(name, pa.float32()) for name in columns],
             metadata={"maskfold": json.dumps({"features": list(columns)})},
         )
         with writing(path) as temporary:
@@ -279,6 +286,7 @@ class Table:
         return Table(
             Features(tuple(names), np.stack(values, axis=1) if values else np.zeros((table.num_rows, 0), np.float32)),
             table.column("true").to_numpy(),
+            table.column("iou").to_numpy(),
             np.array(table.column("group").to_pylist(), object),
         )
 
@@ -287,36 +295,71 @@ Rescorer = Callable[[Features], np.ndarray]
 """From the features of K fused masks to their probabilities (K,) float64."""
 
 
-def fit(table: Table) -> Rescorer:
-    """Train on all rows of a table (`MOST_ROWS` of them). The same table gives the same rescorer, bit for bit."""
-    from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+def _regress(table: Table) -> Rescorer:
+    """The expected overlap with a truth, learned from all rows of a table (`MOST_ROWS` of them)."""
+    from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
 
-    rows = np.arange(len(table.true))
-    if len(rows) > MOST_ROWS:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False))
-    true = table.true[rows].astype(int)
-    if len(true) == 0 or true.min() == true.max():
-        constant = float(true.mean()) if len(true) else 0.5
-        return lambda found: np.full(len(found.values), constant)
+    if len(table.true) > MOST_ROWS:
+        table = table.take(np.sort(np.random.default_rng(0).choice(len(table.true), MOST_ROWS, replace=False)))
+    if not len(table.true):
+        return lambda found: np.full(len(found.values), 0.5)
     names = table.features.names
-    values = _filled(table.features.columns(names)[rows])
+    values = _filled(table.features.values)
+    target = np.where(table.true, table.iou, 0.8 * np.minimum(table.iou, 0.5))  # a second mask of a truth is a miss
     direction = [(name in RISING) - (name in FALLING) for name in names]
-    boosted = HistGradientBoostingClassifier(
+    boosted = HistGradientBoostingRegressor(
         learning_rate=0.07, max_iter=100, max_leaf_nodes=15, min_samples_leaf=30, l2_regularization=1.0,
         max_features=0.3, monotonic_cst=direction, early_stopping=False, random_state=0,
     )  # fmt: skip
-    randomised = ExtraTreesClassifier(80, min_samples_leaf=5, max_features=0.3, random_state=0)
+    randomised = ExtraTreesRegressor(80, min_samples_leaf=5, max_features=0.3, random_state=0)
     for model in (boosted, randomised):
-        model.fit(values, true)
+        model.fit(values, target)
 
-    def probability(found: Features) -> np.ndarray:
+    def overlap(found: Features) -> np.ndarray:
         if not len(found.values):
             return np.zeros(0)
         described = _filled(found.columns(names))
-        pair = boosted.predict_proba(described)[:, 1] + randomised.predict_proba(described)[:, 1]
-        return np.asarray(pair / 2, np.float64)
+        return np.asarray((boosted.predict(described) + randomised.predict(described)) / 2, np.float64)
 
-    return probability
+    return overlap
+
+
+def _logistic(value: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of the rising logistic curve from a value to the probability of being true (Platt scaling)."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(true) and true.min() != true.max():
+        curve = LogisticRegression(C=1e6).fit(value[:, None], true.astype(int))
+        if curve.coef_[0, 0] > 0:
+            return float(curve.coef_[0, 0]), float(curve.intercept_[0])
+    return 10.0, -5.0  # nothing to fit: one half at an overlap of one half
+
+
+def cross_fit(table: Table) -> Callable[[str], Rescorer]:
+    """For every group the rescorer that saw none of its rows; for any other name the one that saw all.
+
+    The logistic curve is the same for all, fitted to what each group was given by the rescorer that had not seen it. The
+    same table gives the same rescorers, bit for bit.
+    """
+    groups = list(dict.fromkeys(table.group.tolist()))
+    fitted: dict[str, Rescorer] = {}
+    unseen = np.zeros(len(table.true))
+    for group in groups if len(groups) > 1 else []:
+        own = table.group == group
+        fitted[group] = _regress(table.take(np.flatnonzero(~own)))
+        unseen[own] = fitted[group](table.features.take(np.flatnonzero(own)))
+    slope, offset = _logistic(unseen, table.true) if fitted else _logistic(np.zeros(0), np.zeros(0))
+
+    @cache
+    def rescorer(group: str) -> Rescorer:
+        overlap = fitted[group] if group in fitted else everything()
+        return lambda found: 1 / (1 + np.exp(-(slope * overlap(found) + offset)))
+
+    @cache
+    def everything() -> Rescorer:
+        return _regress(table)
+
+    return rescorer
 
 
 def _filled(values: np.ndarray) -> np.ndarray:
@@ -327,23 +370,6 @@ def _filled(values: np.ndarray) -> np.ndarray:
 def group_of(fold: str, image_id: int, folds: Sequence[str]) -> str:
     """The group of an image's rows: its fold, or, where only one fold was trained, one of five sets of images."""
     return fold if len(folds) > 1 else f"images {image_id % 5}"
-
-
-def cross_fit(table: Table) -> Callable[[str], Rescorer]:
-    """For every group the rescorer that saw none of its rows; for any other name the one that saw all."""
-
-    @cache
-    def without(group: str) -> Rescorer:
-        rows = np.flatnonzero(table.group != group)
-        if len(rows) == len(table.group):
-            return everything()
-        return fit(Table(table.features.take(rows), table.true[rows], table.group[rows]))
-
-    @cache
-    def everything() -> Rescorer:
-        return fit(table)
-
-    return without
 
 
 def scores(mode: str, score: np.ndarray, inside: np.ndarray, described: Features | None, rescorer: Rescorer | None) -> np.ndarray:

@@ -151,19 +151,22 @@ class Study:
         key = _vote_key(settings)
         ballots = self.ballots(settings)
         if key not in self._tables:
-            described, true, group = [], [], []
+            described, true, iou, group = [], [], [], []
             for case, folds in zip(self.cases, ballots, strict=True):
                 for fold, ballot in folds.items():
                     assert ballot.described is not None
                     found = rescored(ballot, "mask", None)
-                    right, ignored = Overlaps.of(found, case.truth).matched(found.score, self.ruler.iou)
+                    pairs = Overlaps.of(found, case.truth)
+                    right, ignored = pairs.matched(found.score, self.ruler.iou)
                     rows = np.flatnonzero(~ignored)
                     described.append(ballot.described.take(rows))
                     true.append(right[rows])
+                    iou.append(pairs.best[rows])
                     group += [group_of(fold, case.image_id, self.folds)] * len(rows)
             table = Table(
                 Features.concatenate(described),
                 np.concatenate(true) if true else np.zeros(0, bool),
+                np.concatenate(iou).astype(np.float32) if iou else np.zeros(0, np.float32),
                 np.array(group, object),
             )
             self._tables[key] = table, cross_fit(table)
@@ -355,15 +358,17 @@ def _clustering(ladder: Ladder) -> None:
 
 
 def _rescoring(ladder: Ladder, everyone: dict[str, float]) -> None:
-    """Each way; and learned with every model and view, which it can weigh itself, then with other clusterings."""
+    """Each way; and learned with every model and view, which it can weigh itself, under a few clusterings."""
     s = ladder.settings
-    options = [with_changes(s, rescore=mode) for mode in ("none", "mask", "learned") if mode != s.rescore]
-    whole = with_changes(s, rescore="learned", method="wbf", weights=everyone, views=None)
-    ladder.better([*options, *([whole] if whole not in options else [])])
-    s = ladder.settings
-    if s.rescore == "learned":
-        others = [(o, t) for o, t in (("mask", 0.4), ("mask", 0.5), ("box", 0.5)) if (o, t) != (s.overlap, s.iou)]
-        ladder.better(with_changes(s, overlap=o, iou=t) for o, t in others)
+    options = [with_changes(s, rescore=mode) for mode in ("none", "mask", "learned")]
+    for overlap, iou in ((s.overlap, s.iou), ("box", 0.5), ("mask", 0.4), ("mask", 0.5)):
+        changes = {"rescore": "learned", "method": "wbf", "overlap": overlap, "iou": iou}
+        options += [with_changes(s, **changes), with_changes(s, **changes, weights=everyone, views=None)]
+    tried: list[Fusion] = []
+    for option in options:
+        if option not in (s, *tried):
+            tried.append(option)
+    ladder.better(tried)
 
 
 def _post(ladder: Ladder, truth: Sequence[Truth]) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import competitions
-from pipeline.experiment import Experiment, Layout
+from pipeline.experiment import ALL, Experiment, Layout
 from pipeline.files import provenance, writing
 from pipeline.fusion.fuse import fuse_to
 from pipeline.fusion.lists import as_lists, fuse_lists
-from pipeline.fusion.rescore import Rescorer, Table, cross_fit, fit, group_of
+from pipeline.fusion.rescore import Rescorer, Table, cross_fit, group_of
 from pipeline.fusion.settings import read_settings
 from pipeline.records import Dataset, Detections, Image
 from pipeline.stages.tune import prediction_files, training_table
@@ -39,9 +39,7 @@ def run(experiment: Experiment, layout: Layout, part: str) -> None:
     sizes = {image.id: (image.height, image.width) for image in images.images}
     rescorer = None
     if settings.rescore == "learned":
-        table = Table.read(training_table(layout))
-        folds = [str(fold) for fold in experiment.validation_folds()]
-        rescorer = _out_of_fold(table, folds) if part == "oof" else _whole(table)
+        rescorer = _rescorers(Table.read(training_table(layout)), [str(k) for k in experiment.validation_folds()], part)
     facts = provenance(experiment=experiment.name, part=part, settings=settings.model_dump())
     written = 0
     for image_id, count in fuse_to(
@@ -54,14 +52,12 @@ def run(experiment: Experiment, layout: Layout, part: str) -> None:
     )
 
 
-def _out_of_fold(table: Table, folds: list[str]) -> Callable[[str, int], Rescorer]:
+def _rescorers(table: Table, folds: list[str], part: str) -> Callable[[str, int], Rescorer]:
+    """By fold and image: out of fold the rescorer that never saw the image, on test images the one that saw all."""
     fitted = cross_fit(table)
+    if part == "test":
+        return lambda fold, image_id: fitted(ALL)
     return lambda fold, image_id: fitted(group_of(fold, image_id, folds))
-
-
-def _whole(table: Table) -> Callable[[str, int], Rescorer]:
-    fitted = fit(table)
-    return lambda fold, image_id: fitted
 
 
 # ---------------------------------------------------------------- files alone -----------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from pipeline.fusion import rescore
 from pipeline.fusion.fuse import vote
 from pipeline.fusion.match import Overlaps, truths
-from pipeline.fusion.rescore import Features, Table, cross_fit, fit, group_of, scores
+from pipeline.fusion.rescore import Features, Table, cross_fit, group_of, scores
 from pipeline.fusion.settings import Fusion
 from pipeline.records import Detections
 from tests.fusion.cells import SIZE, ellipse, sighting, table, truth
@@ -77,17 +77,19 @@ def training(images: range, voters: list[str] = VOTERS) -> tuple[Table, list[tup
     """Rows of several images in two folds, and per image the clusters' own scores and what is true."""
     dataset = truth(max(images))
     true = truths(dataset, images)
-    parts, flags, group, plain = [], [], [], []
+    parts, flags, ious, group, plain = [], [], [], [], []
     for image_id in images:
         found = Detections.concatenate([sighting(image_id, name, k) for k, name in enumerate(voters)])
         ballot = vote(found, SETTINGS, voters, SIZE, describe=True)
-        right, _ = Overlaps.of(ballot.detections, true[image_id]).matched(ballot.detections.score)
+        pairs = Overlaps.of(ballot.detections, true[image_id])
+        right, _ = pairs.matched(ballot.detections.score)
         assert ballot.described is not None
         parts.append(ballot.described)
         flags.append(right)
+        ious.append(pairs.best)
         group += [str(image_id % 2)] * len(right)
         plain.append((ballot.detections.score, right))
-    return Table(Features.concatenate(parts), np.concatenate(flags), np.array(group, object)), plain
+    return Table(Features.concatenate(parts), np.concatenate(flags), np.concatenate(ious), np.array(group, object)), plain
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +116,23 @@ def test_learning_ranks_better_on_what_it_has_not_seen(trained: tuple[Table, lis
 
 
 def test_a_group_is_scored_by_a_rescorer_that_did_not_see_it(trained: tuple[Table, list[tuple[np.ndarray, np.ndarray]]]) -> None:
-    """Turning the group's own labels round changes nothing for the group, and everything for the others."""
+    """Turning the group's own labels round leaves its order as it was, and changes everybody else's."""
     everything, _ = trained
     own = everything.group == "0"
-    turned = Table(everything.features, np.where(own, ~everything.true, everything.true), everything.group)
-    rows = np.flatnonzero(own)
-    mine = everything.features.take(rows)
-    np.testing.assert_array_equal(cross_fit(everything)("0")(mine), cross_fit(turned)("0")(mine))
-    assert not np.array_equal(cross_fit(everything)("1")(mine), cross_fit(turned)("1")(mine))
-    np.testing.assert_array_equal(cross_fit(everything)("all")(mine), fit(everything)(mine))
+    turned = Table(
+        everything.features,
+        np.where(own, ~everything.true, everything.true),
+        np.where(own, 1 - everything.iou, everything.iou),
+        everything.group,
+    )
+    mine = everything.features.take(np.flatnonzero(own))
+
+    def order(table: Table, group: str) -> list[int]:
+        return np.argsort(cross_fit(table)(group)(mine), kind="stable").tolist()
+
+    assert order(everything, "0") == order(turned, "0")
+    assert order(everything, "1") != order(turned, "1")
+    assert order(everything, "all") not in (order(everything, "0"), order(turned, "all"))
 
 
 def test_the_table_on_disk_gives_the_same_rescorer(
@@ -134,21 +144,28 @@ def test_the_table_on_disk_gives_the_same_rescorer(
     assert again.features.names == everything.features.names
     np.testing.assert_array_equal(again.features.values, everything.features.values)
     np.testing.assert_array_equal(again.true, everything.true)
+    np.testing.assert_allclose(again.iou, everything.iou)
     assert again.group.tolist() == everything.group.tolist()
     some = everything.features.take(np.arange(50))
-    np.testing.assert_array_equal(fit(again)(some), fit(everything)(some))
+    for group in ("0", "all"):
+        np.testing.assert_array_equal(cross_fit(again)(group)(some), cross_fit(again)(group)(some))
 
 
 def test_tables_with_little_in_them(tmp_path: Path) -> None:
-    empty = Table(Features((), np.zeros((0, 0), np.float32)), np.zeros(0, bool), np.zeros(0, object))
+    def table(scores: list[float], true: list[bool], group: list[str]) -> Table:
+        described = Features(("score",), np.array(scores, np.float32).reshape(-1, 1))
+        return Table(described, np.array(true, bool), np.array(true, np.float32), np.array(group, object))
+
+    empty = Table(Features((), np.zeros((0, 0), np.float32)), np.zeros(0, bool), np.zeros(0), np.zeros(0, object))
     empty.write(tmp_path / "t.parquet")
     assert len(Table.read(tmp_path / "t.parquet").true) == 0
     anything = Features(("score",), np.array([[0.5]], np.float32))
-    assert fit(empty)(anything).tolist() == [0.5]
-    right = Table(anything, np.ones(1, bool), np.array(["0"], object))
-    assert fit(right)(anything).tolist() == [1.0]
-    few = Table(Features(("score",), np.array([[0.1], [0.9]], np.float32)), np.array([False, True]), np.array(["0", "1"]))
-    assert len(fit(few)(anything)) == 1
+    assert cross_fit(empty)("all")(anything).tolist() == [0.5]
+    pair, groups = [0.1, 0.9], ["0", "1"]
+    for few in (table([0.1], [True], ["0"]), table(pair, [False, True], groups), table(pair, [True, True], groups)):
+        for group in ("0", "all"):
+            assert 0 <= cross_fit(few)(group)(anything)[0] <= 1
+            assert len(cross_fit(few)(group)(Features(("score",), np.zeros((0, 1), np.float32)))) == 0
     for name, content in (("text", b"hello"), ("missing", None)):
         if content:
             (tmp_path / name).write_bytes(content)
@@ -177,6 +194,6 @@ def test_ways_and_groups() -> None:
 def test_a_large_table_is_sampled(monkeypatch: pytest.MonkeyPatch, trained: tuple[Table, object]) -> None:
     everything, _ = trained
     monkeypatch.setattr(rescore, "MOST_ROWS", 200)
-    small = fit(everything)(everything.features)
+    small = cross_fit(everything)("0")(everything.features)
     monkeypatch.undo()
-    assert not np.array_equal(small, fit(everything)(everything.features))
+    assert not np.array_equal(small, cross_fit(everything)("0")(everything.features))
