@@ -8,6 +8,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 bash "$root/pipeline/environment.sh"
 python=${MASKFOLD_VENV:-$root/.venv}/bin/python
+python=$(realpath -s "$python")
 cd "$root"
 "$python" -m ruff check .
 "$python" -m mypy

@@ -12,18 +12,13 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=${MASKFOLD_VENV:-$root/.venv}
+venv=$(realpath -m "${MASKFOLD_VENV:-$root/.venv}")
 wheels=${MASKFOLD_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/maskfold/wheels}
 torch_choice=${MASKFOLD_TORCH:-auto}
-mkdir -p "$(dirname "$venv")"
 log=$venv.log
 
 say() { printf '[environment] %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
-
-# One set-up at a time: a second caller waits here and then finds the work done.
-exec 9>"$venv.lock"
-flock -n 9 || { say "another set-up is at work on $venv; waiting for it"; flock 9; }
 
 # ---- which torch build do the GPU and its driver need? -----------------------------------------------------------
 # PyPI's torch 2.11 is built for CUDA 13: driver 580 or newer, compute capability 7.5 (T4) or newer.
@@ -48,12 +43,26 @@ choose_torch() {
 build=$(choose_torch)
 
 # ---- is there anything to do? --------------------------------------------------------------------------------
-fingerprint=$(cat "$root/requirements.txt" "$root/requirements-detectron2.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -c1-16)-$build
-if [ "$(cat "$venv/.maskfold" 2>/dev/null || true)" = "$fingerprint" ]; then exit 0; fi
+# Without nvcc mmcv's operators are compiled for the CPU alone, which is enough to train on the CPU. FORCE_CUDA=1 compiles
+# them for GPUs on a machine that has none itself, e.g. a cluster's login node.
+operators=cpu
+if command -v nvcc >/dev/null 2>&1 || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+  if [ "${FORCE_CUDA:-0}" = 1 ] || nvidia-smi -L >/dev/null 2>&1; then operators=cuda; fi
+fi
+fingerprint=$(cat "$root/requirements.txt" "$root/requirements-detectron2.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -c1-16)
+fingerprint=$fingerprint-$build-$operators
+ready() { [ "$(cat "$venv/.maskfold" 2>/dev/null || true)" = "$fingerprint" ]; }
+if ready; then exit 0; fi
+
+# One set-up at a time: a second caller waits here and then finds the work done.
+mkdir -p "$(dirname "$venv")"
+exec 9>"$venv.lock"
+flock -n 9 || { say "another set-up is at work on $venv; waiting for it"; flock 9; }
+if ready; then exit 0; fi
 
 started=$SECONDS
 : >"$log"
-say "making $venv (torch build: $build; log: $log). About 12 minutes on two cores, once."
+say "making $venv (torch build: $build; log: $log). About 10 minutes on two cores, once."
 
 # pip takes one build of a version for another, so another build starts from an empty environment
 if [ "$(cat "$venv/.torch-build" 2>/dev/null || echo "$build")" != "$build" ]; then
@@ -100,7 +109,8 @@ step "installing build tools" pip install --upgrade pip 'setuptools<81' wheel ni
 
 torch_index=()
 [ "$build" = pypi ] || torch_index=(--index-url "https://download.pytorch.org/whl/$build")
-step "installing torch ($build)" pip install "${torch_index[@]}" "$(pinned torch)" "$(pinned torchvision)" "$(pinned numpy)" ||
+step "installing numpy" pip install "$(pinned numpy)" || die "see $log"
+step "installing torch ($build)" pip install "${torch_index[@]}" "$(pinned torch)" "$(pinned torchvision)" ||
   die "torch could not be installed; see $log"
 printf '%s\n' "$build" >"$venv/.torch-build"
 
@@ -108,16 +118,15 @@ printf '%s\n' "$build" >"$venv/.torch-build"
 # kept by torch build, Python and mmcv version; put MASKFOLD_WHEELS on a drive to keep it between Colab sessions.
 mmcv=$(pinned onedl-mmcv)
 tag=$("$py" -c "import sys, torch; print(f'{torch.__version__}-py{sys.version_info[0]}{sys.version_info[1]}')")
-shelf=$wheels/$mmcv-torch$tag
+shelf=$wheels/$mmcv-torch$tag-$operators
 wheel_file() { ls "$shelf"/onedl_mmcv-*.whl 2>/dev/null | head -n 1; }
 if [ -z "$(wheel_file)" ]; then
   mkdir -p "$shelf"
   scratch=$(mktemp -d "$shelf/build.XXXXXX")
   export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
-  # Without nvcc the operators are compiled for the CPU alone, which is enough to train on the CPU.
-  if [ "$("$py" -c 'import torch; print(torch.cuda.is_available())')" = True ]; then
-    if command -v nvcc >/dev/null 2>&1 || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then export FORCE_CUDA=1
-    else say "there is a GPU but no nvcc: mmcv's operators are compiled for the CPU only (install the CUDA toolkit of torch's version)"; fi
+  if [ "$operators" = cuda ]; then export FORCE_CUDA=1
+  elif nvidia-smi -L >/dev/null 2>&1; then
+    say "there is a GPU but no nvcc: mmcv's operators are compiled for the CPU only (install the CUDA toolkit of torch's version)"
   fi
   step "compiling onedl-mmcv's operators (about 7 minutes on two cores)" \
     pip wheel -v --no-deps --no-cache-dir --no-build-isolation --wheel-dir "$scratch" "$mmcv" ||
@@ -132,7 +141,7 @@ if "$py" -c 'import detectron2' 2>/dev/null; then :
 elif [ "${MASKFOLD_DETECTRON2:-auto}" = no ]; then
   say "Detectron2 was not asked for (MASKFOLD_DETECTRON2=no); its models will be skipped"
 elif ! step "trying Detectron2 (compiles for about 80 s when its git can be reached)" \
-    env GIT_TERMINAL_PROMPT=0 timeout 1800 "$py" -m pip install --no-build-isolation -r "$root/requirements-detectron2.txt" 2>/dev/null; then
+    env GIT_TERMINAL_PROMPT=0 timeout 1800 "$py" -m pip install --no-build-isolation -r "$root/requirements-detectron2.txt"; then
   say "Detectron2 could not be installed; its models will be skipped. To add it: $py -m pip install --no-build-isolation -r requirements-detectron2.txt"
 fi
 

@@ -77,13 +77,19 @@ class TrainSettings(Settings):
     milestones: list[int] = []
     clip: float | None = 10.0
     """Largest gradient norm."""
-    ema: float | None = None
+    ema: float | None = Field(None, gt=0, lt=1)
     """Momentum of the exponential moving average of the weights, e.g. 0.002; null for none."""
     amp: bool = True
     """Mixed precision, on a GPU only."""
     checkpoint_every: int = Field(200, ge=1)
     log_every: int = Field(20, ge=1)
     workers: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _steps_are_given(self) -> TrainSettings:
+        if self.schedule == "multistep" and not self.milestones:
+            raise ValueError("schedule multistep needs milestones, the iterations at which the rate falls to a tenth")
+        return self
 
     @field_validator("scale")
     @classmethod
@@ -177,6 +183,10 @@ class Experiment(Settings):
         unknown = set(self.fusion.weights) - set(self.models)
         if unknown:
             raise ValueError(f"fusion.weights names {sorted(unknown)}, which are not among the models {sorted(self.models)}")
+        if any(w < 0 for w in self.fusion.weights.values()):
+            raise ValueError(f"fusion.weights are 0 or more, not {self.fusion.weights}")
+        if not self.fold_names():
+            raise ValueError("folds.use is empty and folds.final is false, so nothing would be trained")
         if self.folds.use is not None and not set(self.folds.use) <= set(range(self.folds.count)):
             raise ValueError(f"folds.use {self.folds.use} leaves 0..{self.folds.count - 1}")
         return self

@@ -122,28 +122,30 @@ class Trained(BaseModel):  # type: ignore[misc]
 class CropMasks(BitMasks):
     """True masks as Detectron2 asks for them, held as crops; bitmaps appear only for networks that sample points."""
 
-    def __init__(self, crops: InstanceCrops, which: np.ndarray | None = None) -> None:
+    def __init__(self, crops: InstanceCrops, which: np.ndarray | None = None, device: Any = "cpu") -> None:
         self.instances = crops
         self.which = np.arange(len(crops)) if which is None else which
+        self.bitmaps_on = torch.device(device)
         self.image_size = (crops.height, crops.width)
 
     @property
     def tensor(self) -> torch.Tensor:
-        return torch.from_numpy(self.instances.take(self.which).bitmaps()).bool()
+        return torch.from_numpy(self.instances.take(self.which).bitmaps()).bool().to(self.bitmaps_on)
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cpu")
+        return self.bitmaps_on
 
     def to(self, *args: Any, **kwargs: Any) -> CropMasks:
-        return self
+        device = kwargs.get("device", args[0] if args else self.bitmaps_on)
+        return CropMasks(self.instances, self.which, device)
 
     def __len__(self) -> int:
         return len(self.which)
 
     def __getitem__(self, item: Any) -> CropMasks:
         item = item.cpu().numpy() if torch.is_tensor(item) else item
-        return CropMasks(self.instances, np.atleast_1d(self.which[item]))
+        return CropMasks(self.instances, np.atleast_1d(self.which[item]), self.bitmaps_on)
 
     def nonempty(self) -> torch.Tensor:
         return torch.from_numpy(self.instances.area()[self.which] > 0)

@@ -125,24 +125,28 @@ def run(
     settings = job.settings
     work = _work_folder(job)
     samples = Samples(job.images, settings, job.seed, settings.iterations * settings.batch)
-    loader = {
-        "dataset": samples,
-        "sampler": {"type": "InfiniteSampler", "shuffle": False, "seed": job.seed},
-        "batch_size": settings.batch,
-        "num_workers": settings.workers,
-        "persistent_workers": settings.workers > 0,
-        "collate_fn": collate,
-    }
     hooks: list[Any] = [Watch(job.title, job.folder, settings)]
     if settings.ema is not None:
         # a weight of 10 / (10 + step) until it falls to the setting: the average spans about the last tenth of the steps
         hooks.append(EMAHook("MomentumAnnealingEMA", momentum=settings.ema, gamma=10, update_buffers=True))
     resume = _latest(work)
+    done = int(resume.stem.split("_")[1]) if resume else 0
+    loader: DataLoader[Any] = DataLoader(
+        samples,  # type: ignore[arg-type]
+        sampler=range(done * settings.batch, len(samples)),  # a sample follows from its number: none is replayed
+        batch_size=settings.batch,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        collate_fn=collate,
+    )
     runner = Runner(
         model=model,
         work_dir=str(work),
-        train_dataloader=_loader(loader),
-        train_cfg={"by_epoch": False, "max_iters": settings.iterations, "val_interval": settings.iterations + 1},
+        train_dataloader=loader,
+        train_cfg={
+            "by_epoch": False, "max_iters": settings.iterations, "val_interval": settings.iterations + 1,
+            "fast_forward_on_resume": True,
+        },  # fmt: skip
         optim_wrapper=_optimizer(settings),
         param_scheduler=_schedule(settings),
         default_hooks={
@@ -169,14 +173,6 @@ def run(
         if isinstance(hook, EMAHook):
             return dict(hook.ema_model.module.state_dict())
     return dict(runner.model.state_dict())
-
-
-def _loader(settings: dict[str, Any]) -> DataLoader:  # type: ignore[type-arg]
-    from mmengine.dataset import InfiniteSampler
-
-    sampler = InfiniteSampler(settings["dataset"], shuffle=False, seed=settings["sampler"]["seed"])
-    rest = {k: v for k, v in settings.items() if k != "sampler"}
-    return DataLoader(sampler=sampler, **rest)
 
 
 def _optimizer(settings: TrainSettings) -> dict[str, Any]:
@@ -214,9 +210,10 @@ def _schedule(settings: TrainSettings) -> list[dict[str, Any]]:
 
 def _work_folder(job: TrainJob) -> Path:
     """Where this very training keeps its checkpoints; those of other settings or other images are thrown away."""
-    images = [(image.id, image.file_name, len(job.images.by_image[image.id])) for image in job.images.images]
+    images = [(image.id, image.file_name, job.images.path(image).stat().st_size) for image in job.images.images]
+    truth = [(a.image_id, a.category_id, a.crowd, a.rle["counts"]) for a in job.images.instances]
     learns = job.settings.model_dump(exclude=set(NOT_IN_THE_RESULT))
-    key = digest(job.model, learns, job.seed, job.version, images)
+    key = digest(job.model, learns, job.seed, job.version, images, truth)
     parent = job.folder / "work"
     for other in parent.glob("*"):
         if other.name != key:

@@ -89,6 +89,8 @@ def build(model: ModelSettings, classes: int) -> nn.Module:
         _forget_pretrained(config.model)
     MMLogger.get_current_instance().setLevel("ERROR")  # it lists every parameter's first value otherwise
     network: nn.Module = MODELS.build(config.model)
+    if not getattr(getattr(network, "roi_head", None), "with_mask", False):
+        raise ExperimentError(f"{model.config}: {type(network).__name__} has no RoI mask head; only such models work so far")
     network.init_weights()  # type: ignore[operator]
     source = config.get("load_from") if model.weights == "config" else model.weights
     if source:
