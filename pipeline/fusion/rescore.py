@@ -132,6 +132,7 @@ def features(
     at_border = (bounds[:, 0] == 0) | (bounds[:, 1] == 0) | (bounds[:, 2] == width) | (bounds[:, 3] == height)
 
     columns: dict[str, Any] = {
+        "category": clusters.category,
         "score": clusters.score,
         "best score": best,
         "mean score": average,

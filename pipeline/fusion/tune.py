@@ -298,7 +298,8 @@ def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | N
 
     subsets = [None, *_by_scale(views)] if len(views) > 1 else []
     if subsets:
-        ladder.rung("+ views", lambda: ladder.better(only([best], views=v, **raw) for v in subsets))
+        ways = [{"overlap": o, "iou": t, "views": v} for v in subsets for o, t in ((base.overlap, base.iou), ("mask", 0.5))]
+        ladder.rung("+ views", lambda: ladder.better(only([best], **raw, **way) for way in ways))
     if len(models) > 1:
         worth = {m: ruler.value(study.sheet(alone[m])) for m in models}
         ladder.rung("+ models", lambda: _add_models(ladder, best, worth))

@@ -35,6 +35,7 @@ def described(frames: list[np.ndarray], score: list[float], sources: list[int], 
 def test_agreement_is_counted_over_the_voters_that_could_have_voted() -> None:
     near, far = ellipse(40, 40, 9, 9), ellipse(90, 100, 9, 9)
     found = described([near, near, near, far], [0.9, 0.5, 0.7, 0.8], [0, 1, 2, 3])
+    assert column(found, "category").tolist() == [1, 1]
     assert column(found, "voters").tolist() == [0.75, 0.25]
     assert column(found, "models").tolist() == [1.0, 0.5]
     assert column(found, "score of a") == pytest.approx([0.7, 0])  # an absent view of a model counts 0
