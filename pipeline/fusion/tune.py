@@ -359,17 +359,21 @@ def _clustering(ladder: Ladder) -> None:
 
 
 def _rescoring(ladder: Ladder, everyone: dict[str, float]) -> None:
-    """Each way; and learned with every model and view, which it can weigh itself, under a few clusterings."""
+    """Each way, and learned with every model and view, under a few clusterings; then learned with those that stand.
+
+    The learned rescorer weighs models itself, and what averages more carries over better: that it should do with fewer
+    voters has to be shown against all of them.
+    """
     s = ladder.settings
-    options = [with_changes(s, rescore=mode) for mode in ("none", "mask", "learned")]
+    whole: list[Fusion] = []
+    fewer: list[Fusion] = []
     for overlap, iou in ((s.overlap, s.iou), ("box", 0.5), ("mask", 0.4), ("mask", 0.5)):
-        changes = {"rescore": "learned", "method": "wbf", "overlap": overlap, "iou": iou}
-        options += [with_changes(s, **changes), with_changes(s, **changes, weights=everyone, views=None)]
-    tried: list[Fusion] = []
-    for option in options:
-        if option not in (s, *tried):
-            tried.append(option)
-    ladder.better(tried)
+        changed = with_changes(s, rescore="learned", method="wbf", overlap=overlap, iou=iou)
+        everybody = with_changes(changed, weights=everyone, views=None)
+        whole += [everybody] if everybody not in whole else []
+        fewer += [changed] if changed not in (*whole, *fewer) else []
+    ladder.better([*(with_changes(s, rescore=mode) for mode in ("none", "mask") if mode != s.rescore), *whole])
+    ladder.better(fewer)
 
 
 def _post(ladder: Ladder, truth: Sequence[Truth]) -> None:
