@@ -11,5 +11,6 @@ python=${MASKFOLD_VENV:-$root/.venv}/bin/python
 python=$(realpath -s "$python")
 cd "$root"
 "$python" -m ruff check .
+"$python" -m ruff format --check --quiet . || { echo "some files are not formatted; run: $python -m ruff format ." >&2; exit 1; }
 "$python" -m mypy
 exec "$python" -m pytest "$@"

@@ -68,7 +68,9 @@ def main() -> None:
         ours, our_memory = measured(lambda k: samples[k + 1], 40)
         rng = np.random.default_rng(0)
         theirs, their_memory = measured(lambda k: plain(data, rng), RUNS)
-    print(f"crops        {1e3 * ours:8.1f} ms a sample, {our_memory:7.0f} MB at most (the first one {1e3 * first:.0f} ms)")
+    print(
+        f"crops        {1e3 * ours:8.1f} ms a sample, {our_memory:7.0f} MB at most (the first one {1e3 * first:.0f} ms)"
+    )
     print(f"full frames  {1e3 * theirs:8.1f} ms a sample, {their_memory:7.0f} MB at most")
     print(f"ratio        {theirs / ours:8.0f} x faster, {their_memory / our_memory:.0f} x less memory")
 

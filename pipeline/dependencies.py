@@ -14,7 +14,9 @@ from pipeline import codeversion
 from pipeline.backends import catalog
 from pipeline.experiment import NOT_IN_THE_RESULT, Experiment, ExperimentError, digest
 
-COMPETITION_METHODS = ("read", "read_ids", "read_submission", "score", "stratum", "validate", "write")
+COMPETITION_METHODS = (
+    "fix", "missing", "read", "read_ids", "read_submission", "read_truth", "score", "stratum", "validate", "write",
+)  # fmt: skip
 
 _USES = {
     "prepare": ("read",),

@@ -137,12 +137,25 @@ step "installing onedl-mmcv" pip install --no-deps --force-reinstall "$(wheel_fi
 step "installing everything else" pip install -r "$root/requirements.txt" 'setuptools<81' || die "see $log"
 
 # ---- Detectron2: wanted, not required ------------------------------------------------------------------------
-if "$py" -c 'import detectron2' 2>/dev/null; then :
+# Its operators are compiled against one torch: with another torch or another pin it is built again. One that was added by
+# hand and works is left alone.
+wanted=$(sha256sum <"$root/requirements-detectron2.txt" | cut -c1-16)-$tag-$operators
+kept=$(cat "$venv/.detectron2" 2>/dev/null || true)
+if "$py" -c 'import torch; from detectron2 import _C' 2>/dev/null && [ "${kept:-$wanted}" = "$wanted" ]; then :
 elif [ "${MASKFOLD_DETECTRON2:-auto}" = no ]; then
   say "Detectron2 was not asked for (MASKFOLD_DETECTRON2=no); its models will be skipped"
-elif ! step "trying Detectron2 (compiles for about 80 s when its git can be reached)" \
-    env GIT_TERMINAL_PROMPT=0 timeout 1800 "$py" -m pip install --no-build-isolation -r "$root/requirements-detectron2.txt"; then
-  say "Detectron2 could not be installed; its models will be skipped. To add it: $py -m pip install --no-build-isolation -r requirements-detectron2.txt"
+else
+  # first without the pinned git's own dependencies, so that an old build is replaced and nothing else is
+  detectron2() {
+    env GIT_TERMINAL_PROMPT=0 timeout 1800 "$py" -m pip install --no-build-isolation --force-reinstall --no-deps \
+      -r "$root/requirements-detectron2.txt" && "$py" -m pip install --no-build-isolation -r "$root/requirements-detectron2.txt"
+  }
+  if step "trying Detectron2 (compiles for about 80 s when its git can be reached)" detectron2; then
+    printf '%s\n' "$wanted" >"$venv/.detectron2"
+  else
+    say "Detectron2 could not be installed; its models will be skipped. To add it: $py -m pip install --no-build-isolation -r requirements-detectron2.txt"
+    "$py" -c 'import torch; from detectron2 import _C' 2>/dev/null || "$py" -m pip uninstall -y detectron2 >>"$log" 2>&1 || true
+  fi
 fi
 
 "$py" -m pip check >>"$log" 2>&1 || say "note: pip check has complaints, see $log"

@@ -182,7 +182,9 @@ class Experiment(Settings):
                     raise ValueError("\n  ".join(_explain(error, ("models", name, group)))) from error
         unknown = set(self.fusion.weights) - set(self.models)
         if unknown:
-            raise ValueError(f"fusion.weights names {sorted(unknown)}, which are not among the models {sorted(self.models)}")
+            raise ValueError(
+                f"fusion.weights names {sorted(unknown)}, which are not among the models {sorted(self.models)}"
+            )
         if any(w < 0 for w in self.fusion.weights.values()):
             raise ValueError(f"fusion.weights are 0 or more, not {self.fusion.weights}")
         if not self.fold_names():
@@ -221,7 +223,9 @@ class Experiment(Settings):
         for wanted, known, what in ((models, list(self.models), "model"), (folds, self.fold_names(), "fold")):
             for item in wanted or []:
                 if item not in known:
-                    raise ExperimentError(f"{self.name} has no {what} {item!r}{_nearest(item, known)}; it has {', '.join(known)}")
+                    raise ExperimentError(
+                        f"{self.name} has no {what} {item!r}{_nearest(item, known)}; it has {', '.join(known)}"
+                    )
         if models:
             data["models"] = {k: v for k, v in data["models"].items() if k in models}
             data["fusion"]["weights"] = {k: v for k, v in data["fusion"]["weights"].items() if k in models}

@@ -45,7 +45,9 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def provenance(**facts: Any) -> dict[str, Any]:
     """What an artifact says of its making: the given facts (experiment, settings, seed) and versions, command, time."""
-    versions: Mapping[str, str | None] = {name: _version(name) for name in ("torch", "onedl-mmdetection", "detectron2", "numpy")}
+    versions: Mapping[str, str | None] = {
+        name: _version(name) for name in ("torch", "onedl-mmdetection", "detectron2", "numpy")
+    }
     return {
         **facts,
         "versions": {k: v for k, v in versions.items() if v},

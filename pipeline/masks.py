@@ -115,7 +115,9 @@ def _grid_to_runs(grid, x0, y0, height, width, threshold):  # type: ignore[no-un
             first = r
             while r < rows and grid[r, c] >= threshold:
                 r += 1
-            if count > 0 and base + first == end:  # a column that reached the image's foot goes on at the next one's head
+            if (
+                count > 0 and base + first == end
+            ):  # a column that reached the image's foot goes on at the next one's head
                 runs[count - 1] += r - first
             else:
                 runs[count] = base + first - end
@@ -162,9 +164,13 @@ def rle_to_crop(rle: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     if runs.size and runs.min() < 0:
         raise ValueError("the RLE holds a negative run")
     if runs.size and int(runs.max()) > height * width:  # before the sum, which such runs could make wrap around
-        raise ValueError(f"the RLE holds a run of {int(runs.max())} pixels, its size [{height}, {width}] has {height * width}")
+        raise ValueError(
+            f"the RLE holds a run of {int(runs.max())} pixels, its size [{height}, {width}] has {height * width}"
+        )
     if int(runs.sum()) != height * width:
-        raise ValueError(f"the RLE's runs cover {int(runs.sum())} pixels, its size [{height}, {width}] has {height * width}")
+        raise ValueError(
+            f"the RLE's runs cover {int(runs.sum())} pixels, its size [{height}, {width}] has {height * width}"
+        )
     x0, y0, x1, y1 = _runs_bounds(runs, max(height, 1))
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
     if mask.size:

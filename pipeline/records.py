@@ -282,9 +282,9 @@ class Detections:
             shape=np.concatenate([t.shape for t in tables]),
             offset=np.concatenate([t.offset[:-1] + s for t, s in zip(tables, starts, strict=False)] + [starts[-1:]]),
             pixels=np.concatenate([t.pixels for t in tables]),
-            source=np.concatenate(
-                [np.array([index[s] for s in t.sources], np.int16)[t.source] for t in tables]
-            ).astype(np.int16),
+            source=np.concatenate([np.array([index[s] for s in t.sources], np.int16)[t.source] for t in tables]).astype(
+                np.int16
+            ),
             sources=sources,
             extra={
                 name: np.concatenate([t.extra.get(name, np.full(len(t), np.nan, np.float32)) for t in tables])

@@ -45,7 +45,9 @@ class View:
         if self.turn not in TURNS:
             near = difflib.get_close_matches(self.turn, TURNS, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"there is no view {self.turn!r}; {hint}known: {', '.join(TURNS)}, each with @SCALE if wanted")
+            raise ValueError(
+                f"there is no view {self.turn!r}; {hint}known: {', '.join(TURNS)}, each with @SCALE if wanted"
+            )
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"the scale of a view is a number above 0, not {self.scale}")
 

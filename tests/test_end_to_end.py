@@ -70,7 +70,9 @@ def test_every_artifact_is_there_and_the_submission_is_accepted(finished: tuple[
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
     page = layout.report.read_text()
-    assert "tiny" in page and all(model in page for model in models) and "http://" not in page.replace("http://www.w3", "")
+    assert (
+        "tiny" in page and all(model in page for model in models) and "http://" not in page.replace("http://www.w3", "")
+    )
 
 
 def test_the_score_is_pycocotools_own_on_what_was_fused(finished: tuple[Path, Layout, str], tmp_path: Path) -> None:

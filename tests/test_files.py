@@ -37,7 +37,9 @@ def test_a_full_disk_is_said_with_the_file_and_the_way_out(tmp_path: Path) -> No
 
 
 def test_a_table_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    table = Detections.build(1, 1, [0.5], [[0, 0, 2, 2]], [[0, 0, 2, 2]], [np.full((2, 2), 255, np.uint8)], "m/0/identity")
+    table = Detections.build(
+        1, 1, [0.5], [[0, 0, 2, 2]], [[0, 0, 2, 2]], [np.full((2, 2), 255, np.uint8)], "m/0/identity"
+    )
     with pytest.raises(KeyboardInterrupt), DetectionsWriter(tmp_path / "t.parquet", table.sources) as writer:
         writer.add(table)
         raise KeyboardInterrupt

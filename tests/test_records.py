@@ -82,7 +82,9 @@ def test_an_object_larger_than_the_cap() -> None:
     assert crop.shape == ellipse.shape
     assert masks.crop_iou(crop, table.mask_box[0], ellipse, table.mask_box[0]) > 0.98
     assert int(table.area()[0]) == int((crop >= 128).sum())
-    again = Detections.build(1, 1, [0.5], [[0, 0, 1, 1]], table.mask_box, [table.grid(0)])  # a grid that is capped already
+    again = Detections.build(
+        1, 1, [0.5], [[0, 0, 1, 1]], table.mask_box, [table.grid(0)]
+    )  # a grid that is capped already
     np.testing.assert_array_equal(again.pixels, table.pixels)
 
 
@@ -168,7 +170,9 @@ def test_a_record_without_a_box_takes_its_masks() -> None:
 @given(st.integers(0, 1000), st.integers(0, 15))
 def test_parquet_round_trip(tmp_path_factory: pytest.TempPathFactory, seed: int, count: int) -> None:
     path = tmp_path_factory.mktemp("table") / "t.parquet"
-    table = Detections.concatenate([random_table(seed, count, "a/0/x", extra=("q",)), random_table(seed + 1, 3, "b/1/y")])
+    table = Detections.concatenate(
+        [random_table(seed, count, "a/0/x", extra=("q",)), random_table(seed + 1, 3, "b/1/y")]
+    )
     table.write(path, {"seed": seed})
     by_image = table.take(np.argsort(table.image_id, kind="stable"))
     assert_same(Detections.read(path), by_image)

@@ -107,7 +107,9 @@ def test_a_scaled_view_comes_back_to_its_place(turn: str, scale: float) -> None:
         either = (mine >= masks.FOREGROUND) | (frame >= masks.FOREGROUND)
         assert both.sum() / either.sum() > 0.7
         for axis in (y, x):  # no shift: the centres agree to a fraction of a pixel
-            assert (axis * 1.0 * mine).sum() / mine.sum() == pytest.approx((axis * 1.0 * frame).sum() / frame.sum(), abs=0.15)
+            assert (axis * 1.0 * mine).sum() / mine.sum() == pytest.approx(
+                (axis * 1.0 * frame).sum() / frame.sum(), abs=0.15
+            )
 
 
 @pytest.mark.parametrize("turn", TURNS)
@@ -172,7 +174,9 @@ def test_images_keep_their_channels_and_are_never_aliased() -> None:
         for scale in (1.0, 0.6, 1.7):
             view = View(turn, scale)
             seen = view.apply(image)
-            assert seen.shape == (*view.size(11, 17), 1) and seen.flags.c_contiguous and not np.shares_memory(seen, image)
+            assert (
+                seen.shape == (*view.size(11, 17), 1) and seen.flags.c_contiguous and not np.shares_memory(seen, image)
+            )
 
 
 def test_names() -> None:

@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings, TrainSettings
-from pipeline.records import Dataset, Detections, Image
+from pipeline.experiment import PROJECT, ExperimentError, ModelSettings, PredictSettings, TrainSettings
+
+if TYPE_CHECKING:  # the catalogue of models asks this module what is installed, and needs no arrays for that
+    from pipeline.records import Dataset, Detections, Image
 
 FRAMEWORKS = {"mmdet": "mmdet", "detectron2": "detectron2"}
 """Framework name in an experiment file → the package whose presence makes it usable."""
@@ -66,6 +68,27 @@ class PredictJob:
     checkpoint: Path
     images: Dataset
     title: str
+
+
+def config_path(model: ModelSettings) -> Path:
+    """Where a model's config file lies: as written, or below the project.
+
+    Raises:
+        ExperimentError: it is not there.
+    """
+    path = Path(model.config)
+    path = path if path.is_absolute() or path.exists() else PROJECT / path
+    if not path.exists():
+        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
+    return path
+
+
+def not_loadable(source: object, error: Exception) -> CheckpointError:
+    """What to say when pretrained weights, by address or path, cannot be loaded."""
+    return CheckpointError(
+        f"the pretrained weights {source} cannot be loaded ({type(error).__name__}: {error}); download them where there is "
+        f"network and give the path as the model's `weights`, or set it to null for random weights"
+    )
 
 
 class Backend(Protocol):

@@ -19,12 +19,11 @@ from detectron2.utils.events import EventStorage
 from mmengine.model import BaseModel
 from torch import nn
 
-from pipeline.backends import CheckpointError, PredictJob, TrainJob, engine, rois
+from pipeline.backends import PredictJob, TrainJob, config_path, engine, inference, not_loadable
 from pipeline.backends.instance_crops import InstanceCrops
-from pipeline.backends.samples import Sample, read_image
-from pipeline.experiment import PROJECT, ExperimentError, ModelSettings, PredictSettings
+from pipeline.backends.samples import Sample, bgr_tensor
+from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings
 from pipeline.records import Detections, Image
-from pipeline.views import parse
 
 log = logging.getLogger("pipeline.detectron2")
 
@@ -41,10 +40,7 @@ def read_config(model: ModelSettings, classes: int, settings: PredictSettings | 
     Raises:
         ExperimentError: the file is missing, or holds a key that Detectron2 does not know.
     """
-    path = Path(model.config)
-    path = path if path.is_absolute() or path.exists() else PROJECT / path
-    if not path.exists():
-        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
+    path = config_path(model)
     config = get_cfg()
     _add_project_settings(config)
     try:
@@ -93,10 +89,7 @@ def build(model: ModelSettings, classes: int, settings: PredictSettings | None =
         try:
             DetectionCheckpointer(network).load(str(source))
         except Exception as error:  # noqa: BLE001  network, disk and format errors alike
-            raise CheckpointError(
-                f"the pretrained weights {source} cannot be loaded ({type(error).__name__}: {error}); download them where "
-                f"there is network and give the path as the model's `weights`, or set it to null for random weights"
-            ) from error
+            raise not_loadable(source, error) from error
     return network
 
 
@@ -163,12 +156,8 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         instances.gt_boxes = Boxes(torch.from_numpy(sample.boxes))
         instances.gt_classes = torch.from_numpy(sample.labels)
         instances.gt_masks = CropMasks(sample.masks)
-        batch.append({"image": _tensor(sample.image), "instances": instances})
+        batch.append({"image": bgr_tensor(sample.image), "instances": instances})
     return {"batched_inputs": batch}
-
-
-def _tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
 
 
 class Detectron2:
@@ -181,31 +170,16 @@ class Detectron2:
         return {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
 
     def predict(self, job: PredictJob) -> Iterator[tuple[Image, Detections]]:
-        category_ids = np.array(sorted(job.images.categories), np.int32)
         model = job.model.model_copy(update={"weights": None})
-        network = build(model, len(category_ids), job.settings)
+        network = build(model, len(job.images.categories), job.settings)
         engine.load_weights(network, job.checkpoint)
         network.eval()
-        views = [(name, parse(name)) for name in job.views]
-        for image in job.images.images:
-            pixels = read_image(job.images.path(image))
-            tables = []
-            for name, view in views:
-                with torch.inference_mode():
-                    seen = [{"image": _tensor(view.apply(pixels))}]
-                    found = network.inference(seen, do_postprocess=False)[0]  # type: ignore[operator]
-                tables.append(
-                    rois.detections(
-                        view,
-                        image,
-                        found.pred_boxes.tensor.cpu().numpy(),
-                        found.scores.cpu().numpy(),
-                        category_ids[found.pred_classes.cpu().numpy()],
-                        found.pred_masks[:, 0].float().cpu().numpy(),
-                        f"{job.title}/{name}",
-                    )
-                )
-            yield image, Detections.concatenate(tables)
+
+        def look(image: torch.Tensor) -> inference.Found:
+            found = network.inference([{"image": image}], do_postprocess=False)[0]  # type: ignore[operator]
+            return inference.Found(found.pred_boxes.tensor, found.scores, found.pred_classes, found.pred_masks[:, 0])
+
+        yield from inference.predict(job, look)
 
 
 BACKEND = Detectron2()

@@ -144,7 +144,9 @@ def run(
         work_dir=str(work),
         train_dataloader=loader,
         train_cfg={
-            "by_epoch": False, "max_iters": settings.iterations, "val_interval": settings.iterations + 1,
+            "by_epoch": False,
+            "max_iters": settings.iterations,
+            "val_interval": settings.iterations + 1,
             "fast_forward_on_resume": True,
         },  # fmt: skip
         optim_wrapper=_optimizer(settings),
@@ -152,7 +154,10 @@ def run(
         default_hooks={
             "logger": None,
             "checkpoint": {
-                "type": "CheckpointHook", "interval": settings.checkpoint_every, "by_epoch": False, "max_keep_ckpts": 2,
+                "type": "CheckpointHook",
+                "interval": settings.checkpoint_every,
+                "by_epoch": False,
+                "max_keep_ckpts": 2,
             },
         },  # fmt: skip
         custom_hooks=hooks,
@@ -166,7 +171,9 @@ def run(
     try:
         runner.train()
     finally:
-        for handler in list(runner.logger.handlers):  # MMEngine's logger outlives the runner and would hold its files open
+        for handler in list(
+            runner.logger.handlers
+        ):  # MMEngine's logger outlives the runner and would hold its files open
             runner.logger.removeHandler(handler)
             handler.close()
     for hook in runner.hooks:

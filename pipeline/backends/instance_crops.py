@@ -99,6 +99,13 @@ class InstanceCrops:
             offset = np.concatenate([[0], np.cumsum([c.size for c in self.crops])]).astype(np.int64)
             pixels = np.concatenate([c.ravel() for c in self.crops])
             _roi_align(
-                pixels, offset, self.box, np.asarray(which, np.int64), np.asarray(rois, np.float64), self.height, self.width, out
+                pixels,
+                offset,
+                self.box,
+                np.asarray(which, np.int64),
+                np.asarray(rois, np.float64),
+                self.height,
+                self.width,
+                out,
             )
         return out

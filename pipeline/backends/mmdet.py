@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,11 @@ from mmengine.runner import CheckpointLoader, load_state_dict
 from mmengine.structures import InstanceData
 from torch import nn
 
-from pipeline.backends import CheckpointError, PredictJob, TrainJob, engine, rois
+from pipeline.backends import CheckpointError, PredictJob, TrainJob, config_path, engine, inference, not_loadable
 from pipeline.backends.instance_crops import InstanceCrops
-from pipeline.backends.samples import Sample, read_image
-from pipeline.experiment import PROJECT, ExperimentError, ModelSettings, PredictSettings
+from pipeline.backends.samples import Sample, bgr_tensor
+from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings
 from pipeline.records import Detections, Image
-from pipeline.views import parse
 
 log = logging.getLogger("pipeline.mmdet")
 
@@ -39,10 +37,7 @@ def read_config(model: ModelSettings, classes: int) -> Config:
     Raises:
         ExperimentError: the file is missing or is not an MMDetection config.
     """
-    path = Path(model.config)
-    path = path if path.is_absolute() or path.exists() else PROJECT / path
-    if not path.exists():
-        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
+    path = config_path(model)
     register_all_modules(init_default_scope=True)
     try:
         config = Config.fromfile(path)
@@ -90,7 +85,9 @@ def build(model: ModelSettings, classes: int) -> nn.Module:
     MMLogger.get_current_instance().setLevel("ERROR")  # it lists every parameter's first value otherwise
     network: nn.Module = MODELS.build(config.model)
     if not getattr(getattr(network, "roi_head", None), "with_mask", False):
-        raise ExperimentError(f"{model.config}: {type(network).__name__} has no RoI mask head; only such models work so far")
+        raise ExperimentError(
+            f"{model.config}: {type(network).__name__} has no RoI mask head; only such models work so far"
+        )
     network.init_weights()  # type: ignore[operator]
     source = config.get("load_from") if model.weights == "config" else model.weights
     if source:
@@ -102,10 +99,7 @@ def _load_pretrained(network: nn.Module, source: str) -> None:
     try:
         content = CheckpointLoader.load_checkpoint(source, map_location="cpu")
     except Exception as error:  # noqa: BLE001  network, disk and format errors alike
-        raise CheckpointError(
-            f"the pretrained weights {source} cannot be loaded ({type(error).__name__}: {error}); "
-            f"download them where there is network and give the path as the model's `weights`, or null for random weights"
-        ) from error
+        raise not_loadable(source, error) from error
     state = content.get("state_dict", content)
     own = network.state_dict()
     # heads of another number of classes keep their fresh weights
@@ -168,22 +162,17 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     """Samples as MMDetection's batch: images as (3, H, W) uint8 in BGR, its configs' channel order."""
     inputs, data_samples = [], []
     for sample in samples:
-        inputs.append(_tensor(sample.image))
+        inputs.append(bgr_tensor(sample.image))
         instances = InstanceData(
             bboxes=torch.from_numpy(sample.boxes),
             labels=torch.from_numpy(sample.labels),
             masks=CropMasks(sample.masks),
         )
-        data_samples.append(_data_sample(sample.image, instances))
+        data_samples.append(_data_sample(sample.image.shape[:2], instances))
     return {"inputs": inputs, "data_samples": data_samples}
 
 
-def _tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
-
-
-def _data_sample(image: np.ndarray, instances: InstanceData | None = None) -> DetDataSample:
-    size = image.shape[:2]
+def _data_sample(size: tuple[int, ...], instances: InstanceData | None = None) -> DetDataSample:
     sample = DetDataSample(metainfo={"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0), "img_id": 0})
     if instances is not None:
         sample.gt_instances = instances
@@ -259,34 +248,18 @@ class MMDetection:
         return engine.run(network, collate, job, scope="mmdet")
 
     def predict(self, job: PredictJob) -> Iterator[tuple[Image, Detections]]:
-        category_ids = np.array(sorted(job.images.categories), np.int32)
         model = job.model.model_copy(update={"weights": None})
-        network = build(model, len(category_ids))
+        network = build(model, len(job.images.categories))
         engine.load_weights(network, job.checkpoint)
         _prepare_for_inference(network, job.settings)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network.to(device).eval()
-        views = [(name, parse(name)) for name in job.views]
-        for image in job.images.images:
-            pixels = read_image(job.images.path(image))
-            tables = []
-            for name, view in views:
-                seen = view.apply(pixels)
-                batch = {"inputs": [_tensor(seen)], "data_samples": [_data_sample(seen)]}
-                with torch.inference_mode():
-                    found = network.test_step(batch)[0].pred_instances  # type: ignore[operator]
-                tables.append(
-                    rois.detections(
-                        view,
-                        image,
-                        found.bboxes.float().cpu().numpy(),
-                        found.scores.float().cpu().numpy(),
-                        category_ids[found.labels.cpu().numpy()],
-                        found.masks.float().cpu().numpy(),
-                        f"{job.title}/{name}",
-                    )
-                )
-            yield image, Detections.concatenate(tables)
+        network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+        def look(image: torch.Tensor) -> inference.Found:
+            batch = {"inputs": [image], "data_samples": [_data_sample(image.shape[1:])]}
+            found = network.test_step(batch)[0].pred_instances  # type: ignore[operator]
+            return inference.Found(found.bboxes, found.scores, found.labels, found.masks)
+
+        yield from inference.predict(job, look)
 
 
 BACKEND = MMDetection()

@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from scipy import ndimage
 
 from pipeline.backends.instance_crops import InstanceCrops
@@ -62,6 +63,11 @@ def read_image(path: Path) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, 2::-1])
 
 
+def bgr_tensor(image: np.ndarray) -> torch.Tensor:
+    """A (H, W, 3) uint8 RGB image as both frameworks take it: (3, H, W) in BGR, their configs' channel order."""
+    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
+
+
 def augmentation(steps: list[Augmentation], seed: int) -> Any:
     """The albumentations pipeline of an experiment's `augment` list; one definition for both frameworks.
 
@@ -79,7 +85,8 @@ def augmentation(steps: list[Augmentation], seed: int) -> Any:
         if cls is None:
             near = difflib.get_close_matches(step.name, dir(albumentations), n=1)
             raise ExperimentError(
-                f"train.augment: albumentations has no {step.name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+                f"train.augment: albumentations has no {step.name!r}"
+                + (f" (did you mean {near[0]!r}?)" if near else "")
             )
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # albumentations only warns about arguments it does not know
@@ -146,7 +153,9 @@ class Samples:
     def __getitem__(self, i: int) -> Sample:
         rng = np.random.default_rng((self.seed, i))
         # every image comes up equally often: a shuffled pass over all of them, then the next
-        order = np.random.default_rng((self.seed, 1 << 20, i // len(self.images.images))).permutation(len(self.images.images))
+        order = np.random.default_rng((self.seed, 1 << 20, i // len(self.images.images))).permutation(
+            len(self.images.images)
+        )
         index = int(order[i % len(order)])
         image, (boxes, labels, crops) = self._image(index), self._instances(index)
 
@@ -166,7 +175,8 @@ class Samples:
         crop = self.settings.crop
         if side != crop:
             window = cv2.resize(window, (crop, crop), interpolation=cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR)
-            layers = [cv2.resize(layer, (crop, crop), interpolation=cv2.INTER_NEAREST) for layer in layers]
+            # INTER_NEAREST takes the pixel at a cell's corner and so moves the objects by up to half a pixel
+            layers = [cv2.resize(layer, (crop, crop), interpolation=cv2.INTER_NEAREST_EXACT) for layer in layers]
         if self.settings.augment:
             self._augment.set_random_seed(int(rng.integers(1 << 31)))
             done = self._augment(image=window, masks=layers)

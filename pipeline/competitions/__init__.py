@@ -76,6 +76,7 @@ class Competition(Protocol):
         name: the module's name.
         metric: the metric in words, as it stands in results.
         suffix: of a submission file, e.g. ``.zip``.
+        download: where to get the data, with the commands; a few lines.
         max_detections: how many of an image's best-ranked detections (per class) the metric looks at; None for all.
     """
 
@@ -86,6 +87,8 @@ class Competition(Protocol):
     @property
     def suffix(self) -> str: ...
     @property
+    def download(self) -> str: ...
+    @property
     def max_detections(self) -> int | None: ...
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
@@ -93,6 +96,14 @@ class Competition(Protocol):
 
         Raises:
             CompetitionError: what cannot be survived: no archive, no images, unknown options.
+        """
+        ...
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """What of the competition's layout is not among these file names: empty when all of it is there.
+
+        Args:
+            names: of an archive's members or a folder's files, with forward slashes, in any outer folder.
         """
         ...
 
@@ -127,12 +138,28 @@ class Competition(Protocol):
         """
         ...
 
+    def read_truth(self, path: Path) -> Dataset:
+        """Images and true instances from the organisers' own file of the truth, or from a COCO json.
+
+        Raises:
+            CompetitionError: the file cannot be read.
+        """
+        ...
+
     def read_ids(self, path: Path) -> Dataset:
         """The test images (no instances) from the file that the competition hands out, or from a COCO json."""
         ...
 
     def validate(self, path: Path, ids: Dataset) -> list[Problem]:
         """Every problem of a submission for these test images; it is acceptable when none is an error."""
+        ...
+
+    def fix(self, path: Path, ids: Dataset, target: Path) -> list[str]:
+        """Write a repaired copy of a submission where the repair is certain, and say what was changed.
+
+        Raises:
+            CompetitionError: nothing can be repaired with certainty; no file is written.
+        """
         ...
 
 

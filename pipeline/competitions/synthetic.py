@@ -13,7 +13,7 @@ an image and class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,10 @@ class Synthetic(CocoCompetition):
     metric = "segm AP50 (mean over classes) maxDets=100"
     member = "results.json"
     categories: Mapping[int, str] = {number: kind.name for number, kind in KINDS.items()}
+    download = "nothing to get: the project draws it"
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        return ["files: this competition has none, the project draws it"]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
         """Draw the images.

@@ -77,6 +77,20 @@ class Vrdl2021(CocoCompetition):
     metric = "segm AP50 maxDets=100"
     member = "answer.json"
     categories: Mapping[int, str] = {NUCLEUS: "nucleus"}
+    download = (
+        "homework 3 of NYCU's course VRDL, fall 2021; CodaLab: https://codalab.lisn.upsaclay.fr/competitions/333\n"
+        "dataset.zip is linked from the competition's page, for its participants"
+    )
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        have = ["/" + name for name in names]
+        wanted = {
+            "train/<id>/images/<id>.png": any("/train/" in n and "/images/" in n and n.endswith(".png") for n in have),
+            "train/<id>/masks/mask_*.png": any("/train/" in n and "/masks/mask_" in n for n in have),
+            "test/<id>.png": any("/test/" in n and n.endswith(".png") for n in have),
+            IDS: any(n.endswith("/" + IDS) for n in have),
+        }
+        return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
         """Read the archive or folder.

@@ -28,7 +28,9 @@ def average(crops: Crops, member: np.ndarray, weight: np.ndarray, clusters: int)
     size = np.bincount(member[voting], minlength=clusters)
     share = np.zeros(len(member), np.float32)
     mine = member[voting]
-    share[voting] = np.where(total[mine] > 0, weight[voting] / np.where(total[mine] > 0, total[mine], 1), 1 / size[mine])
+    share[voting] = np.where(
+        total[mine] > 0, weight[voting] / np.where(total[mine] > 0, total[mine], 1), 1 / size[mine]
+    )
     return Crops(*_average(crops.box, crops.offset, crops.pixels, member, share, clusters))
 
 

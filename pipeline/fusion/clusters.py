@@ -134,10 +134,22 @@ def cluster(
         if method == "concatenate":
             assigned, found = np.arange(len(rows)), len(rows)
         elif masks is None:
-            assigned, found = _cluster_boxes(box, vote, source, rows, iou, method == "wbf", one_per_source, len(weights))
+            assigned, found = _cluster_boxes(
+                box, vote, source, rows, iou, method == "wbf", one_per_source, len(weights)
+            )
         else:
             assigned, found = _cluster_masks(
-                masks.box, masks.offset, masks.pixels, bounds, area, source, rows, iou, one_per_source, len(weights), FOREGROUND
+                masks.box,
+                masks.offset,
+                masks.pixels,
+                bounds,
+                area,
+                source,
+                rows,
+                iou,
+                one_per_source,
+                len(weights),
+                FOREGROUND,
             )
         member[rows] = assigned + clusters
         clusters += found
@@ -154,7 +166,9 @@ def _summarise(  # type: ignore[no-untyped-def]
     size = np.bincount(inside, minlength=clusters).astype(np.float64)
     total = np.bincount(inside, vote[order], clusters)
     if method == "wbf":
-        share = np.where(total[inside] > 0, vote[order] / np.where(total[inside] > 0, total[inside], 1), 1 / size[inside])
+        share = np.where(
+            total[inside] > 0, vote[order] / np.where(total[inside] > 0, total[inside], 1), 1 / size[inside]
+        )
         fused = np.stack([np.bincount(inside, share * box[order, k], clusters) for k in range(4)], axis=1)
     else:
         fused = box[founder]

@@ -107,7 +107,8 @@ def rescored(ballot: Ballot, mode: str, rescorer: Rescorer | None) -> Detections
     """A ballot's masks with the scores of one of the ways in rescore.py."""
     found = ballot.detections
     return replace(
-        found, score=rescore.scores(mode, found.score, found.extra["inside"].astype(np.float64), ballot.described, rescorer)
+        found,
+        score=rescore.scores(mode, found.score, found.extra["inside"].astype(np.float64), ballot.described, rescorer),
     )
 
 

@@ -25,7 +25,14 @@ BELOW = 0.75
 Chosen on out-of-fold nuclei cut to 100 an image; on average anything from 0.25 to 0.9 did better than 0."""
 
 DEFAULT = Fusion(
-    overlap="mask", iou=0.5, skip=0.0, rescore="none", one_per_source=True, member_weight="voter", duplicates=0.8, tune=False
+    overlap="mask",
+    iou=0.5,
+    skip=0.0,
+    rescore="none",
+    one_per_source=True,
+    member_weight="voter",
+    duplicates=0.8,
+    tune=False,
 )
 """Settings for lists that there is no truth to tune on: their masks are binary and their scores are not comparable."""
 

@@ -266,7 +266,8 @@ class Table:
         columns = {name: self.features.values[:, i] for i, name in enumerate(self.features.names)}
         data = {"true": self.true, "iou": self.iou, "group": self.group.astype(str).tolist(), **columns}
         schema = pa.schema(
-            [("true", pa.bool_()), ("iou", pa.float32()), ("group", pa.string())] + [(name, pa.float32()) for name in columns],
+            [("true", pa.bool_()), ("iou", pa.float32()), ("group", pa.string())]
+            + [(name, pa.float32()) for name in columns],
             metadata={"maskfold": json.dumps({"features": list(columns)})},
         )
         with writing(path) as temporary:
@@ -282,7 +283,9 @@ class Table:
             table = pq.read_table(path)
             names = json.loads((table.schema.metadata or {})[b"maskfold"])["features"]
         except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise ValueError(f"{path} is not the rescorer's training table ({error}); run the stage `tune` again") from error
+            raise ValueError(
+                f"{path} is not the rescorer's training table ({error}); run the stage `tune` again"
+            ) from error
         values = [table.column(name).to_numpy() for name in names]
         return Table(
             Features(tuple(names), np.stack(values, axis=1) if values else np.zeros((table.num_rows, 0), np.float32)),
@@ -373,7 +376,9 @@ def group_of(fold: str, image_id: int, folds: Sequence[str]) -> str:
     return fold if len(folds) > 1 else f"images {image_id % 5}"
 
 
-def scores(mode: str, score: np.ndarray, inside: np.ndarray, described: Features | None, rescorer: Rescorer | None) -> np.ndarray:
+def scores(
+    mode: str, score: np.ndarray, inside: np.ndarray, described: Features | None, rescorer: Rescorer | None
+) -> np.ndarray:
     """The scores (K,) of K fused masks by one of the three ways.
 
     Args:
@@ -391,5 +396,3 @@ def scores(mode: str, score: np.ndarray, inside: np.ndarray, described: Features
     if described is None or rescorer is None:
         raise ValueError("the learned rescoring needs its training table; run the stage `tune` first")
     return rescorer(described)
-
-

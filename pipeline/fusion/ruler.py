@@ -56,7 +56,9 @@ class Ruler:
     draws: int = 300
     seed: int = 0
 
-    def sheet(self, found: Sequence[Detections], truth: Sequence[Truth], overlaps: Sequence[Overlaps] | None = None) -> Sheet:
+    def sheet(
+        self, found: Sequence[Detections], truth: Sequence[Truth], overlaps: Sequence[Overlaps] | None = None
+    ) -> Sheet:
         """Rank and match the detections of I images (one table and one truth each)."""
         categories = np.unique(np.concatenate([t.category[~t.crowd] for t in truth])) if truth else []
         rows: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {int(c): [] for c in categories}

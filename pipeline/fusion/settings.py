@@ -74,4 +74,6 @@ def read_settings(path: Path) -> Fusion:
     except FileNotFoundError:
         raise ExperimentError(f"there is no {path}; run the stage `tune` first") from None
     except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
-        raise ExperimentError(f"{path} does not hold fusion settings ({error}); delete it and run `tune` again") from error
+        raise ExperimentError(
+            f"{path} does not hold fusion settings ({error}); delete it and run `tune` again"
+        ) from error

@@ -53,7 +53,9 @@ def _envelope(position, value, count, sign):  # type: ignore[no-untyped-def]
     for i in range(count):
         while size >= 2:
             a, b = stack[size - 2], stack[size - 1]
-            turn = (position[b] - position[a]) * (value[i] - value[a]) - (value[b] - value[a]) * (position[i] - position[a])
+            turn = (position[b] - position[a]) * (value[i] - value[a]) - (value[b] - value[a]) * (
+                position[i] - position[a]
+            )
             if sign * turn > 0:
                 break
             size -= 1

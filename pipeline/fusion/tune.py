@@ -198,7 +198,10 @@ class Ladder:
     def start(self, step: str, candidates: Iterable[Fusion]) -> None:
         """The first rung: the best of the candidates."""
         best = max(
-            ((self.study.ruler.value(sheet), -i, settings, sheet) for i, (settings, sheet) in enumerate(self._tried(candidates))),
+            (
+                (self.study.ruler.value(sheet), -i, settings, sheet)
+                for i, (settings, sheet) in enumerate(self._tried(candidates))
+            ),
             key=lambda row: row[:2],
         )
         value, _, self.settings, self.sheet = best
@@ -298,7 +301,9 @@ def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | N
 
     subsets = [None, *_by_scale(views)] if len(views) > 1 else []
     if subsets:
-        ways = [{"overlap": o, "iou": t, "views": v} for v in subsets for o, t in ((base.overlap, base.iou), ("mask", 0.5))]
+        ways = [
+            {"overlap": o, "iou": t, "views": v} for v in subsets for o, t in ((base.overlap, base.iou), ("mask", 0.5))
+        ]
         ladder.rung("+ views", lambda: ladder.better(only([best], **raw, **way) for way in ways))
     if len(models) > 1:
         worth = {m: ruler.value(study.sheet(alone[m])) for m in models}
@@ -325,9 +330,7 @@ def _add_models(ladder: Ladder, best: str, worth: dict[str, float]) -> None:
     left = sorted((m for m in worth if m != best), key=lambda m: -worth[m])
     while left:
         state = ladder.settings
-        options = {
-            m: with_changes(state, weights={**state.weights, m: 1.0}, method=method) for m in left[:CANDIDATES]
-        }
+        options = {m: with_changes(state, weights={**state.weights, m: 1.0}, method=method) for m in left[:CANDIDATES]}
         if not ladder.better(options.values()):
             return
         left = [m for m in left if ladder.settings.weights.get(m, 0.0) == 0]

@@ -47,9 +47,7 @@ def run(experiment: Experiment, layout: Layout, part: str) -> None:
     ):
         written += 1
         log.debug("%s: image %d, %d masks", part, image_id, count)
-    log.info(
-        "%s: %d images of %d files fused in %.0f s", part, written, len(paths), time.perf_counter() - began
-    )
+    log.info("%s: %d images of %d files fused in %.0f s", part, written, len(paths), time.perf_counter() - began)
 
 
 def _rescorers(table: Table, folds: list[str], part: str) -> Callable[[str, int], Rescorer]:
@@ -104,14 +102,18 @@ def fuse_files(
             tables.append(Detections.from_coco(records, name.stem))
         except (KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__} {error}"
-            raise competitions.CompetitionError(f"{name}: {what}; `validate` lists every fault of a submission") from error
+            raise competitions.CompetitionError(
+                f"{name}: {what}; `validate` lists every fault of a submission"
+            ) from error
     found = as_lists(tables, [name.stem for name in names])
     unknown = sorted(set(found.image_id.tolist()) - set(sizes))
     if unknown:
         raise ValueError(
             f"how large are the images {unknown[:10]}? A Parquet file does not say; add a .zip or .json of the same images"
         )
-    limit = max((int(np.unique(table.image_id, return_counts=True)[1].max()) for table in tables if len(table)), default=0)
+    limit = max(
+        (int(np.unique(table.image_id, return_counts=True)[1].max()) for table in tables if len(table)), default=0
+    )
     fused = fuse_lists(found, sizes).top(limit)
     test = images or Dataset([Image(i, str(i), h, w) for i, (h, w) in sorted(sizes.items())], {})
     target = Path(output)

@@ -39,7 +39,9 @@ def run(experiment: Experiment, layout: Layout, model: str, fold: str, part: str
     job = backends.PredictJob(
         settings, experiment.predict_settings(model), views, layout.checkpoint(model, fold), images, title
     )
-    facts = provenance(experiment=experiment.name, model=model, fold=fold, part=part, settings=job.settings.model_dump())
+    facts = provenance(
+        experiment=experiment.name, model=model, fold=fold, part=part, settings=job.settings.model_dump()
+    )
     began = time.perf_counter()
     sources = [f"{title}/{view}" for view in views]
     with DetectionsWriter(layout.predictions(model, fold, part), sources, provenance=facts) as writer:

@@ -108,18 +108,18 @@ def _curves(competition: Competition, truth: Dataset, detections: Detections) ->
 
 
 def score_files(competition: str, truth_path: str | Path, submission_path: str | Path) -> dict[str, Any]:
-    """Score any submission (.zip, .json or .parquet) against a COCO annotation file.
+    """Score any submission against the organisers' own file of the truth, or a COCO annotation file.
 
     Returns:
         ``{"competition", "metric", "score", …}``, plain JSON values; the score is the leaderboard's to 1e-9.
 
     Raises:
         CompetitionError: there is no such competition; the submission cannot be read.
-        ValueError: the truth is not a COCO annotation file; a submission on other images, or a damaged mask.
+        ValueError: the truth cannot be read; a submission on other images, or a damaged mask.
         FileNotFoundError: a file is not there.
     """
     chosen = competitions.get(competition)
-    truth = Dataset.read(_existing_file(Path(truth_path)))
+    truth = chosen.read_truth(_existing_file(Path(truth_path)))
     return chosen.score(truth, chosen.read_submission(_existing_file(Path(submission_path)), truth))
 
 

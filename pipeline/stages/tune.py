@@ -90,7 +90,10 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
     tuned.table.write(table)
     write_json(rungs, [rung.to_json() for rung in tuned.ladder])
     facts = provenance(
-        experiment=experiment.name, seed=experiment.seed, images=len(cases), seconds=round(time.perf_counter() - began, 1)
+        experiment=experiment.name,
+        seed=experiment.seed,
+        images=len(cases),
+        seconds=round(time.perf_counter() - began, 1),
     )
     write_settings(layout.fusion, tuned.settings, facts)
     return tuned

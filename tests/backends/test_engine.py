@@ -64,7 +64,10 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert equal(whole, resumed)
     lines = [json.loads(line) for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == sorted({line["iteration"] for line in lines})
-    assert lines[-1]["iteration"] == 20 and {"loss", "learning_rate", "seconds_per_iteration", "loss_mean"} <= lines[-1].keys()
+    assert (
+        lines[-1]["iteration"] == 20
+        and {"loss", "learning_rate", "seconds_per_iteration", "loss_mean"} <= lines[-1].keys()
+    )
 
 
 def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def test_masks_are_pasted_as_the_framework_pastes(framework: str) -> None:
     if framework == "mmdet":
         from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 
-        theirs = _do_paste_mask(torch.from_numpy(masks)[:, None], torch.from_numpy(boxes), height, width, False)[0] >= 0.5
+        theirs = (
+            _do_paste_mask(torch.from_numpy(masks)[:, None], torch.from_numpy(boxes), height, width, False)[0] >= 0.5
+        )
     else:
         from detectron2.layers.mask_ops import paste_masks_in_image
 

@@ -27,7 +27,14 @@ def drawn(folder: Path, height: int = 90, width: int = 70) -> Dataset:
             pixels[y0:y1, x0:x1] = COLOURS[category]
             rle = crop_to_rle(np.ones((y1 - y0, x1 - x0), np.uint8), (x0, y0, x1, y1), (height, width), 1)
             instances.append(
-                Instance(len(instances) + 1, image_id, category, rle, (x0, y0, x1 - x0, y1 - y0), float((x1 - x0) * (y1 - y0)))
+                Instance(
+                    len(instances) + 1,
+                    image_id,
+                    category,
+                    rle,
+                    (x0, y0, x1 - x0, y1 - y0),
+                    float((x1 - x0) * (y1 - y0)),
+                )
             )
         cv2.imwrite(str(folder / f"{image_id}.png"), pixels[:, :, ::-1])
         images.append(Image(image_id, f"{image_id}.png", height, width))
@@ -57,6 +64,25 @@ def test_masks_stay_on_their_objects(tmp_path: Path, augment: list, scale: tuple
     assert seen >= 30
 
 
+def test_scaling_moves_no_mask_off_its_object(tmp_path: Path) -> None:
+    """Over many scales the masks' centres are those of the bright pixels, on average to a tenth of a pixel."""
+    dataset = drawn(tmp_path)
+    samples = Samples(dataset, TrainSettings(crop=128, scale=(0.6, 1.9)), 1, 60)
+    shifts = []
+    for k in range(60):
+        sample = samples[k]
+        bright = sample.image.max(axis=2).astype(float)
+        whole = (sample.masks.box[:, :2] > 2).all(axis=1) & (sample.masks.box[:, 2:] < 126).all(axis=1)
+        for (x0, y0, x1, y1), crop in zip(
+            sample.masks.box[whole], np.array(sample.masks.crops, object)[whole], strict=True
+        ):
+            y, x = np.mgrid[y0 - 2 : y1 + 2, x0 - 2 : x1 + 2]
+            light, mask = bright[y, x], np.pad(crop, 2).astype(float)
+            shifts.append([(axis * mask).sum() / mask.sum() - (axis * light).sum() / light.sum() for axis in (y, x)])
+    assert len(shifts) > 30
+    np.testing.assert_allclose(np.mean(shifts, axis=0), 0, atol=0.1)
+
+
 def test_overlapping_instances_keep_all_their_pixels(tmp_path: Path) -> None:
     dataset = drawn(tmp_path)
     size = (90, 70)
@@ -70,7 +96,9 @@ def test_overlapping_instances_keep_all_their_pixels(tmp_path: Path) -> None:
 
 
 def test_a_sample_depends_on_seed_and_number_alone(tmp_path: Path) -> None:
-    settings = TrainSettings(crop=64, scale=(0.7, 1.5), augment=[Augmentation(name="D4", p=1.0), Augmentation(name="GaussNoise")])
+    settings = TrainSettings(
+        crop=64, scale=(0.7, 1.5), augment=[Augmentation(name="D4", p=1.0), Augmentation(name="GaussNoise")]
+    )
     dataset = drawn(tmp_path)
     first, again = Samples(dataset, settings, 3, 20), Samples(dataset, settings, 3, 20)
     late = again[13]

@@ -79,7 +79,12 @@ def test_capped_grids_are_averaged_at_full_size() -> None:
 
 def test_crops_and_columns_round_trip_with_capped_and_empty_grids() -> None:
     size = (300, 420)
-    frames = [ellipse(20, 20, 9, 5, size), ellipse(150, 200, 120, 180, size), np.zeros(size, np.uint8), ellipse(9, 9, 4, 4, size)]
+    frames = [
+        ellipse(20, 20, 9, 5, size),
+        ellipse(150, 200, 120, 180, size),
+        np.zeros(size, np.uint8),
+        ellipse(9, 9, 4, 4, size),
+    ]
     for chosen in ([0, 1, 2, 3], [1], [2], [1, 1, 3], [3, 2, 1]):
         found = table([frames[i] for i in chosen], [0.5] * len(chosen))
         again = Detections(**{**vars(found), **Crops.of(found).columns()})

@@ -211,7 +211,13 @@ def test_mask_bins_find_what_a_full_search_finds() -> None:
     frames = [f for f in frames if f.any()]
     score = rng.random(len(frames))
     found = cluster(
-        np.zeros((len(frames), 4)), score, np.zeros(len(frames)), np.zeros(len(frames)), [1.0], iou=0.4, masks=crops(frames)
+        np.zeros((len(frames), 4)),
+        score,
+        np.zeros(len(frames)),
+        np.zeros(len(frames)),
+        [1.0],
+        iou=0.4,
+        masks=crops(frames),
     )
     founders: list[int] = []
     for i in np.argsort(-score):

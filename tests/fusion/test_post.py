@@ -78,9 +78,7 @@ def test_the_order() -> None:
     ring[20:30, 20:30] = 255  # 100 pixels
     small = np.zeros((40, 40), np.uint8)
     small[5:8, 5:8] = 255
-    found = cleaned(
-        table([ring, small], [0.5, 0.9]), fill_holes=True, largest_part=True, min_area=10, no_overlap=True
-    )
+    found = cleaned(table([ring, small], [0.5, 0.9]), fill_holes=True, largest_part=True, min_area=10, no_overlap=True)
     assert found.score.tolist() == [0.5] and found.area().tolist() == [121]
 
 

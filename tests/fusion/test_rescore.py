@@ -90,7 +90,9 @@ def training(images: range, voters: list[str] = VOTERS) -> tuple[Table, list[tup
         ious.append(pairs.best)
         group += [str(image_id % 2)] * len(right)
         plain.append((ballot.detections.score, right))
-    return Table(Features.concatenate(parts), np.concatenate(flags), np.concatenate(ious), np.array(group, object)), plain
+    return Table(
+        Features.concatenate(parts), np.concatenate(flags), np.concatenate(ious), np.array(group, object)
+    ), plain
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,9 @@ def ranking_loss(score: np.ndarray, true: np.ndarray) -> float:
     return float((score[~true][:, None] >= score[true][None]).mean())
 
 
-def test_learning_ranks_better_on_what_it_has_not_seen(trained: tuple[Table, list[tuple[np.ndarray, np.ndarray]]]) -> None:
+def test_learning_ranks_better_on_what_it_has_not_seen(
+    trained: tuple[Table, list[tuple[np.ndarray, np.ndarray]]],
+) -> None:
     everything, plain = trained
     fitted = cross_fit(everything)
     learned = np.zeros(len(everything.true))
@@ -116,7 +120,9 @@ def test_learning_ranks_better_on_what_it_has_not_seen(trained: tuple[Table, lis
     assert abs(learned.mean() - everything.true.mean()) < 0.05  # a probability, not only an order
 
 
-def test_a_group_is_scored_by_a_rescorer_that_did_not_see_it(trained: tuple[Table, list[tuple[np.ndarray, np.ndarray]]]) -> None:
+def test_a_group_is_scored_by_a_rescorer_that_did_not_see_it(
+    trained: tuple[Table, list[tuple[np.ndarray, np.ndarray]]],
+) -> None:
     """Turning the group's own labels round leaves its order as it was, and changes everybody else's."""
     everything, _ = trained
     own = everything.group == "0"

@@ -106,7 +106,10 @@ def test_the_competitions_score_can_speak_against_a_step() -> None:
     def rising(found: Detections) -> dict[str, Any]:
         return {"score": 0.5, "further": 1.0}
 
-    assert tune(cases({"a": 1.2}, VIEWS[:2]), Fusion(), Ruler(12), rising).ladder[1].competition == {"score": 0.5, "further": 1.0}
+    assert tune(cases({"a": 1.2}, VIEWS[:2]), Fusion(), Ruler(12), rising).ladder[1].competition == {
+        "score": 0.5,
+        "further": 1.0,
+    }
 
 
 def test_one_voter_and_images_without_anything() -> None:

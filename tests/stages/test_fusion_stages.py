@@ -45,7 +45,9 @@ def predictions(layout: Layout, experiment: Experiment) -> None:
         for fold in ("0", "1", "all"):
             sources = [f"{model}/{fold}/{view}" for view in views]
             for part in ("oof", "test"):
-                images = [i for i in range(1, IMAGES + 1) if i % 2 == int(fold)] if part == "oof" and fold != "all" else []
+                images = (
+                    [i for i in range(1, IMAGES + 1) if i % 2 == int(fold)] if part == "oof" and fold != "all" else []
+                )
                 images = [101, 102, 103] if part == "test" else images
                 if not images:
                     continue
@@ -100,7 +102,9 @@ def test_fuse_writes_both_parts(run: tuple[Experiment, Layout], mode: str) -> No
     np.testing.assert_array_equal(Detections.read(layout.fused("oof")).score, before.score)
 
 
-def test_what_is_missing_is_named_with_the_command_that_makes_it(run: tuple[Experiment, Layout], tmp_path: Path) -> None:
+def test_what_is_missing_is_named_with_the_command_that_makes_it(
+    run: tuple[Experiment, Layout], tmp_path: Path
+) -> None:
     experiment, layout = run
     bare = Layout("drawn", tmp_path)
     with pytest.raises(ExperimentError, match="run the stage `tune` first"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.competitions import Problem
+from pipeline.competitions import CompetitionError, Problem
 from pipeline.competitions.formats import coco_results
 from pipeline.metrics.coco_ap import Evaluation, evaluate
 from pipeline.records import Dataset, Detections, Image
@@ -71,8 +71,14 @@ class CocoCompetition:
     def read_submission(self, path: Path, images: Dataset | None = None) -> list[dict[str, Any]]:
         return coco_results.read_records(path, self.member, images)
 
+    def read_truth(self, path: Path) -> Dataset:
+        return Dataset.read(path)
+
     def read_ids(self, path: Path) -> Dataset:
         return coco_results.read_ids(path, self.categories)
 
     def validate(self, path: Path, ids: Dataset) -> list[Problem]:
         return coco_results.check(path, self.member, ids, self.categories, self.max_detections)
+
+    def fix(self, path: Path, ids: Dataset, target: Path) -> list[str]:
+        raise CompetitionError(f"{path}: submissions of {self.name} cannot be repaired yet")
