@@ -72,10 +72,9 @@ def test_scaling_moves_no_mask_off_its_object(tmp_path: Path) -> None:
     for k in range(60):
         sample = samples[k]
         bright = sample.image.max(axis=2).astype(float)
-        whole = (sample.masks.box[:, :2] > 2).all(axis=1) & (sample.masks.box[:, 2:] < 126).all(axis=1)
-        for (x0, y0, x1, y1), crop in zip(
-            sample.masks.box[whole], np.array(sample.masks.crops, object)[whole], strict=True
-        ):
+        for (x0, y0, x1, y1), crop in zip(sample.masks.box, sample.masks.crops, strict=True):
+            if min(x0, y0) < 3 or max(x1, y1) > 125:
+                continue  # cut off by the window
             y, x = np.mgrid[y0 - 2 : y1 + 2, x0 - 2 : x1 + 2]
             light, mask = bright[y, x], np.pad(crop, 2).astype(float)
             shifts.append([(axis * mask).sum() / mask.sum() - (axis * light).sum() / light.sum() for axis in (y, x)])
