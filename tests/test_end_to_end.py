@@ -21,7 +21,7 @@ EXPERIMENT = {
     "folds": {"count": 2, "final": True},
     "models": {
         "mask-rcnn": {"framework": "mmdet", "config": "configs/models/mmdet/mask-rcnn_r18w32_slim.py"},
-        "detectron2": {"framework": "detectron2", "config": "configs/models/detectron2/mask-rcnn_r50w16_slim.yaml"},
+        "detectron2": {"framework": "detectron2", "config": "configs/models/detectron2/mask-rcnn_r18_slim_small.yaml"},
     },
     "train": {
         "iterations": 30, "crop": 128, "learning_rate": 0.002, "warmup": 5, "ema": 0.1,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
 import logging
 import warnings
 from collections.abc import Iterable
@@ -114,9 +112,7 @@ def get(framework: str) -> Backend:
     for message in CHATTER:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # mmdet prints which of its optional data sets it does without
-        module = importlib.import_module(f"pipeline.backends.{framework}")
-    backend: Backend = module.BACKEND
+    backend: Backend = importlib.import_module(f"pipeline.backends.{framework}").BACKEND
     return backend
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import types
 from collections.abc import Iterator
@@ -38,7 +40,8 @@ def read_config(model: ModelSettings, classes: int) -> Config:
         ExperimentError: the file is missing or is not an MMDetection config.
     """
     path = config_path(model)
-    register_all_modules(init_default_scope=True)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints which of its optional data sets it does without
+        register_all_modules(init_default_scope=True)
     try:
         config = Config.fromfile(path)
     except Exception as error:  # noqa: BLE001  a config is Python: anything can go wrong in it
