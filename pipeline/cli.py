@@ -345,8 +345,18 @@ def _run(options: argparse.Namespace, unknown: list[str]) -> int:
     from pipeline import graph
 
     experiment, layout = _load(options)
+    if (options.model or options.fold) and layout.scores.exists() and options.until in (None, *STAGES[4:]):
+        log.warning(
+            "cut down to %s: fusion, scores and submission of %s are made from these alone",
+            _chosen(options),
+            layout.run,
+        )
     succeeded = graph.run(experiment, layout, options.until, options.dry_run, options.cores, options.gpus, unknown)
     return 0 if succeeded else 1
+
+
+def _chosen(options: argparse.Namespace) -> str:
+    return ", ".join([*(options.model or []), *(f"fold {fold}" for fold in options.fold or [])])
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

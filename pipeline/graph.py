@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import competitions, supervision, uptodate
+from pipeline import competitions, dependencies, supervision, uptodate
 from pipeline.backends import catalog
-from pipeline.experiment import PROJECT, Experiment, Layout
+from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout
 from pipeline.files import writing
 
 log = logging.getLogger("pipeline.run")
@@ -55,6 +55,10 @@ def run(
         catalog.fingerprint(model.config)
     if not all(path.exists() for path in (layout.train_json, layout.test_json, layout.integrity)):
         experiment.data_path()  # raises where there are no data to make them from
+    if not experiment.validation_folds() and until not in ("prepare", "split", "train", "predict"):
+        raise ExperimentError(
+            "a run of fold 'all' alone has no out-of-fold images to tune and score on; add --until predict, or another fold"
+        )
     cores = cores or len(os.sched_getaffinity(0))
     gpus = len(supervision.gpus()) if gpus is None else gpus
     arguments = ["--cores", str(cores), "--resources", f"gpu={gpus}"]
@@ -76,11 +80,26 @@ def run(
             return _tell(experiment, layout)
         _freeze(experiment, frozen)
         # The data come first, by themselves: where they turn out as they were, nothing more is made again.
-        succeeded = bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments[:4]])
+        again = _incomplete_data(experiment, layout)
+        succeeded = (
+            bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments[:4], *again])
+        )
         succeeded = succeeded and _snakemake(layout, frozen, gpus, ["everything", *arguments, *options])
         if succeeded and whole:
             uptodate.note(layout, wanted)
     return _conclude(succeeded) and (not whole or _tell(experiment, layout))
+
+
+def _incomplete_data(experiment: Experiment, layout: Layout) -> list[str]:
+    """Options that have the data made again where an image that they list is gone: the graph knows the folder alone."""
+    for table in (layout.train_json, layout.test_json):
+        if table.exists() and dependencies.data_at_hand(experiment):
+            for image in json.loads(table.read_text())["images"]:
+                path = table.parent / image["file_name"]
+                if not path.exists():
+                    log.info("%s is gone; the data are read again", path)
+                    return ["--forcerun", "prepare"]
+    return []
 
 
 def record(experiment: Experiment, layout: Layout, stage: str, made: Sequence[Path]) -> None:
@@ -121,6 +140,10 @@ def _frozen(experiment: Experiment) -> str:
     settings = experiment.model_dump(mode="json")
     places = [Path(p).expanduser() for p in settings["data"]["path"]]
     settings["data"]["path"] = [str(p if p.is_absolute() else PROJECT / p) for p in places]
+    for model in settings["models"].values():  # the stages run in the project's folder, wherever the user is
+        for key in ("config", "weights"):
+            if model[key] and Path(model[key]).is_file() and not (PROJECT / model[key]).is_file():
+                model[key] = str(Path(model[key]).absolute())
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
 
 

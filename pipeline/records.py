@@ -455,7 +455,11 @@ class DetectionsWriter:
         import pyarrow.parquet as pq
 
         temporary = self._context.__enter__()
-        self._writer = pq.ParquetWriter(temporary, self._schema, compression="zstd")
+        try:
+            self._writer = pq.ParquetWriter(temporary, self._schema, compression="zstd")
+        except OSError as unwritten:
+            self._context.__exit__(type(unwritten), unwritten, unwritten.__traceback__)
+            raise
         return self
 
     def add(self, table: Detections) -> None:
@@ -475,7 +479,12 @@ class DetectionsWriter:
         self._writer.write_table(pa.table([pa.array(c) for c in columns], schema=self._schema))
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as unwritten:  # the rest of the table did not fit on the disk
+            if kind is None:
+                self._context.__exit__(type(unwritten), unwritten, unwritten.__traceback__)
+                raise
         self._context.__exit__(kind, error, trace)
 
 

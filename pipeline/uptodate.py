@@ -10,22 +10,21 @@ import os
 from pathlib import Path
 
 from pipeline import dependencies
-from pipeline.backends import catalog
 from pipeline.experiment import Experiment, Layout, digest
 from pipeline.files import writing
 from pipeline.stages import STAGES
 
 
 def wanted(experiment: Experiment, frozen: str, snakefile: Path) -> str:
-    """A hash of the settings (`frozen`: all of them as text), model configs, data, code and graph, as they are now."""
+    """A hash of the settings (`frozen`: all of them as text), models, data, code and graph, as they are now."""
     data = dependencies.settings("prepare", experiment) if dependencies.data_at_hand(experiment) else None
-    configs = [catalog.fingerprint(model.config) for model in experiment.models.values()]
+    networks = [dependencies.settings("train", experiment, model) for model in experiment.models]
     code = [
         dependencies.code(stage, experiment, model)
         for stage in STAGES
         for model in (experiment.models if stage in ("train", "predict") else [""])
     ]
-    return digest(frozen, data, configs, code, snakefile.read_text())
+    return digest(frozen, data, networks, code, snakefile.read_text())
 
 
 def note(layout: Layout, made_from: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.files import provenance, write_json, writing
 from pipeline.records import Detections, DetectionsWriter
@@ -50,3 +51,28 @@ def test_an_artifact_says_how_it_was_made(tmp_path: Path) -> None:
     write_json(tmp_path / "p.json", provenance(experiment="tiny", seed=3))
     facts = (tmp_path / "p.json").read_text()
     assert all(word in facts for word in ('"experiment": "tiny"', '"seed": 3', '"numpy"', '"command"', '"made"'))
+
+
+def _full_disk(path: Path) -> None:
+    """Let what is written for `path` go to a device that is always full."""
+    path.with_name(f".{path.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_named_for_a_table_and_a_checkpoint(tmp_path: Path) -> None:
+    from pipeline.experiment import Layout
+    from pipeline.stages.train import _save
+
+    table = Detections.build(
+        1, 1, [0.5], [[0, 0, 2, 2]], [[0, 0, 2, 2]], [np.full((2, 2), 255, np.uint8)], "m/0/identity"
+    )
+    _full_disk(tmp_path / "t.parquet")
+    with pytest.raises(OSError, match=r"no space left on the disk while writing .*t\.parquet; free some"):
+        table.write(tmp_path / "t.parquet", {})
+    layout = Layout("run", tmp_path)
+    checkpoint = layout.checkpoint("m", "0")
+    checkpoint.parent.mkdir(parents=True)
+    _full_disk(checkpoint)
+    with pytest.raises(OSError, match=r"no space left on the disk while writing .*checkpoint\.pth; free some"):
+        _save(layout, "m", "0", {"weight": torch.zeros(100_000)})
+    assert not list(tmp_path.rglob("*.parquet")) and not checkpoint.exists()

@@ -144,11 +144,24 @@ def test_a_deleted_artifact_is_made_again_and_what_hangs_on_it(
 
 def test_data_made_again_as_they_were_retrain_nothing(project: ToyProject) -> None:
     project.layout.train_json.unlink()
-    (project.layout.train_json.parent / "images").rmdir() if not any(
-        (project.layout.train_json.parent / "images").iterdir()
-    ) else None
     ran = project.run()
     assert set(ran) <= {"prepare", "split"} and ran["prepare"] == 1
+
+
+def test_a_deleted_image_is_read_again_and_retrains_nothing(project: ToyProject) -> None:
+    image = project.layout.train_json.parent / "images" / "one.png"
+    image.unlink()
+    assert project.run() == Counter(prepare=1, split=1)
+    assert image.exists()
+
+
+def test_other_pretrained_weights_under_the_same_name_retrain(project: ToyProject, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"first")
+    settings(project, models__b__weights=str(weights))
+    assert project.run()["train"] == 1
+    weights.write_bytes(b"other")
+    assert project.planned() == Counter(train=1, predict=2) + AFTER_TRAINING
 
 
 def test_a_deleted_division_made_again_as_it_was_retrains_nothing(project: ToyProject) -> None:
@@ -279,6 +292,26 @@ def test_until_one_model_and_one_fold(project: ToyProject) -> None:
     refused = project.call("run", "toy", "--model", "c")
     assert refused.returncode == 1 and "no model 'c'" in refused.stderr
     assert project.call("run", "toy", "--fold", "7").returncode == 1
+    settings(project, folds__final=True)
+    refused = project.call("run", "toy", "--fold", "all")
+    assert refused.returncode == 1 and "--until predict" in refused.stderr
+    assert project.planned("--fold", "all", "--until", "train") == Counter(train=2)
+
+
+def test_a_run_cut_down_says_what_it_replaces(project: ToyProject) -> None:
+    cut = project.call("run", "toy", "--model", "b", "--dry-run")
+    assert "cut down to b: fusion, scores and submission of toy are made from these alone" in cut.stderr
+
+
+def test_a_model_config_may_lie_where_the_user_is(project: ToyProject, tmp_path: Path) -> None:
+    config = project.folder / "configs" / "models" / "mmdet" / "plain.py"
+    shutil.copy(config, tmp_path / "mine.py")
+    shutil.copy(project.folder / CONFIG, tmp_path / "own.yaml")
+    tree = yaml.safe_load((tmp_path / "own.yaml").read_text())
+    tree["models"] = {"mine": {"framework": "mmdet", "config": "mine.py"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
+    done = project.call("run", "own.yaml", "--dry-run", folder=tmp_path)
+    assert done.returncode == 0 and "train mine" in done.stderr, done.stderr
 
 
 def test_options_that_are_not_ours_go_to_snakemake(project: ToyProject) -> None:

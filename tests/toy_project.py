@@ -50,13 +50,16 @@ def of_nobody(value):
 
 _STAGES = {
     "prepare": """
+import json
 from pipeline import competitions, toy
 def run(experiment, layout):
     toy.mark(layout, "prepare")
-    (layout.train_json.parent / "images").mkdir(parents=True, exist_ok=True)
+    images = [{"file_name": "images/one.png"}]
+    toy.put(layout.train_json.parent / "images" / "one.png", "pixels")
     source = experiment.data_path()
-    toy.put(layout.train_json, "train", source.read_text() if source else experiment.data.options)
-    toy.put(layout.test_json, "test")
+    read = source.read_text() if source else experiment.data.options
+    toy.put(layout.train_json, json.dumps({"images": images, "read": read}))
+    toy.put(layout.test_json, json.dumps({"images": images}))
     toy.put(layout.integrity, "fine")
 """,
     "split": """
@@ -216,11 +219,12 @@ class ToyProject:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MASKFOLD")}
         return {**kept, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Call the project's command line, from another folder where one is given."""
         return subprocess.run(
             self.command(*words),
-            cwd=self.folder,
-            env=self.environment(),
+            cwd=folder or self.folder,
+            env={**self.environment(), "PYTHONPATH": str(self.folder)},
             capture_output=True,
             text=True,
             timeout=400,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.experiment import PROJECT, ExperimentError, ModelSettings, PredictSettings, TrainSettings
+from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings, TrainSettings
 
 if TYPE_CHECKING:  # the catalogue of models asks this module what is installed, and needs no arrays for that
     from pipeline.records import Dataset, Detections, Image
@@ -66,19 +66,6 @@ class PredictJob:
     checkpoint: Path
     images: Dataset
     title: str
-
-
-def config_path(model: ModelSettings) -> Path:
-    """Where a model's config file lies: as written, or below the project.
-
-    Raises:
-        ExperimentError: it is not there.
-    """
-    path = Path(model.config)
-    path = path if path.is_absolute() or path.exists() else PROJECT / path
-    if not path.exists():
-        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
-    return path
 
 
 def not_loadable(source: object, error: Exception) -> CheckpointError:

@@ -93,10 +93,22 @@ def usable(experiment: Experiment) -> tuple[Experiment, list[str]]:
 # ---------------------------------------------------------------- what a change is ------------------------------------
 
 
-def locate(config: str) -> Path:
-    """The file of `ModelSettings.config`: as given, or below the project's folder."""
-    path = Path(config)
+def place(name: str) -> Path:
+    """A file that an experiment names: as given, or below the project's folder."""
+    path = Path(name)
     return path if path.is_absolute() or path.exists() else PROJECT / path
+
+
+def locate(config: str) -> Path:
+    """The file of `ModelSettings.config`.
+
+    Raises:
+        ExperimentError: it is not there.
+    """
+    path = place(config)
+    if not path.is_file():
+        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
+    return path
 
 
 def fingerprint(config: str) -> str:
@@ -105,13 +117,13 @@ def fingerprint(config: str) -> str:
     Raises:
         ExperimentError: there is no such file, or it is not readable as what it claims to be.
     """
-    parts = [_content_hash(path, path.stat().st_mtime_ns) for path in _family(_existing(config))]
+    parts = [_content_hash(path, path.stat().st_mtime_ns) for path in _family(locate(config))]
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
 def own_modules(config: str) -> list[str]:
     """The modules of this package that a model config imports or names, as roots for `codeversion`."""
-    named = {text for path in _family(_existing(config)) for text in _texts(path) if text.startswith("pipeline.")}
+    named = {text for path in _family(locate(config)) for text in _texts(path) if text.startswith("pipeline.")}
     places = {name: PROJECT.joinpath(*name.split(".")) for name in named if name.replace(".", "_").isidentifier()}
     return sorted(
         name
@@ -133,13 +145,6 @@ def _texts(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _existing(config: str) -> Path:
-    path = locate(config)
-    if not path.is_file():
-        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
-    return path
 
 
 def _family(path: Path) -> list[Path]:
@@ -256,7 +261,7 @@ def reach(weights: list[str], timeout: float = 5.0) -> dict[str, str]:
 
 def _reach(source: str, timeout: float) -> str:
     if "://" not in source:
-        return "here" if locate(source).is_file() else f"not reachable: there is no file {locate(source)}"
+        return "here" if place(source).is_file() else f"not reachable: there is no file {place(source)}"
     cached = Path.home() / ".cache" / "torch" / "hub" / "checkpoints" / source.rpartition("/")[2]
     if cached.is_file():
         return "here"

@@ -19,7 +19,8 @@ from detectron2.utils.events import EventStorage
 from mmengine.model import BaseModel
 from torch import nn
 
-from pipeline.backends import PredictJob, TrainJob, config_path, engine, inference, not_loadable
+from pipeline.backends import PredictJob, TrainJob, catalog, engine, inference, not_loadable
+from pipeline.backends.checkpoints import without_code
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.samples import Sample, bgr_tensor
 from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings
@@ -40,7 +41,7 @@ def read_config(model: ModelSettings, classes: int, settings: PredictSettings | 
     Raises:
         ExperimentError: the file is missing, or holds a key that Detectron2 does not know.
     """
-    path = config_path(model)
+    path = catalog.locate(model.config)
     config = get_cfg()
     _add_project_settings(config)
     try:
@@ -87,7 +88,8 @@ def build(model: ModelSettings, classes: int, settings: PredictSettings | None =
     source = config.MODEL.WEIGHTS if model.weights == "config" else model.weights
     if source:
         try:
-            DetectionCheckpointer(network).load(str(source))
+            with without_code():
+                DetectionCheckpointer(network).load(str(source))
         except Exception as error:  # noqa: BLE001  network, disk and format errors alike
             raise not_loadable(source, error) from error
     return network

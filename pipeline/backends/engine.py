@@ -6,6 +6,7 @@ checkpoints, logs and resuming are here, once.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -22,10 +23,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pipeline.backends import CheckpointError, TrainingError, TrainJob
+from pipeline.backends.checkpoints import without_code
 from pipeline.backends.samples import Sample, Samples
 from pipeline.experiment import NOT_IN_THE_RESULT, TrainSettings, digest
 
 log = logging.getLogger("pipeline.train")
+
+_FULL = 1 << 20
+"""Bytes left on a disk below which a failure to write is put down to that."""
 
 ZERO_LOSS_PATIENCE = 20
 """A loss that is exactly zero this often in a row means that no instance reaches the network."""
@@ -169,7 +174,15 @@ def run(
         experiment_name=f"{job.title}-{digest(str(work), time.time_ns())}".replace("/", "-"),
     )
     try:
-        runner.train()
+        with without_code():
+            runner.train()
+    except (OSError, RuntimeError) as error:  # what torch says of a full disk does not
+        if shutil.disk_usage(work).free < _FULL:
+            raise OSError(
+                errno.ENOSPC,
+                f"no space left on the disk while training in {work}; free some and run the same command again",
+            ) from error
+        raise
     finally:
         for handler in list(
             runner.logger.handlers
@@ -220,7 +233,8 @@ def _work_folder(job: TrainJob) -> Path:
     images = [(image.id, image.file_name, job.images.path(image).stat().st_size) for image in job.images.images]
     truth = [(a.image_id, a.category_id, a.crowd, a.rle["counts"]) for a in job.images.instances]
     learns = job.settings.model_dump(exclude=set(NOT_IN_THE_RESULT))
-    key = digest(job.model, learns, job.seed, job.version, images, truth)
+    network = job.model.model_dump(exclude={"train", "predict"})  # `learns` has what of these matters here
+    key = digest(network, learns, job.seed, job.version, images, truth)
     parent = job.folder / "work"
     for other in parent.glob("*"):
         if other.name != key:
@@ -235,7 +249,8 @@ def _latest(work: Path) -> Path | None:
     """The newest checkpoint that can be read; a file that a kill cut short is removed."""
     for path in sorted(work.glob("iter_*.pth"), key=lambda p: int(p.stem.split("_")[1]), reverse=True):
         try:
-            torch.load(path, map_location="cpu", weights_only=False, mmap=True)  # our own file, from this very folder
+            with without_code():
+                torch.load(path, map_location="cpu", mmap=True)
             return path
         except Exception as error:  # noqa: BLE001  torch raises many kinds for a torn file
             log.warning("%s cannot be read (%s); going back to the checkpoint before it", path, type(error).__name__)

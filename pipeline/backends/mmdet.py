@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import pickle
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,8 @@ from mmengine.runner import CheckpointLoader, load_state_dict
 from mmengine.structures import InstanceData
 from torch import nn
 
-from pipeline.backends import CheckpointError, PredictJob, TrainJob, config_path, engine, inference, not_loadable
+from pipeline.backends import CheckpointError, PredictJob, TrainJob, catalog, engine, inference, not_loadable
+from pipeline.backends.checkpoints import without_code
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.samples import Sample, bgr_tensor
 from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings
@@ -39,7 +41,7 @@ def read_config(model: ModelSettings, classes: int) -> Config:
     Raises:
         ExperimentError: the file is missing or is not an MMDetection config.
     """
-    path = config_path(model)
+    path = catalog.locate(model.config)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints which of its optional data sets it does without
         register_all_modules(init_default_scope=True)
     try:
@@ -83,7 +85,8 @@ def _forget_pretrained(node: Any) -> None:
 def build(model: ModelSettings, classes: int) -> nn.Module:
     """The network as the config describes it, on the CPU, with its first weights (see `ModelSettings.weights`)."""
     config = read_config(model, classes)
-    if model.weights != "config":
+    source = config.get("load_from") if model.weights == "config" else model.weights
+    if source or model.weights != "config":  # whole weights make the backbone's own superfluous
         _forget_pretrained(config.model)
     MMLogger.get_current_instance().setLevel("ERROR")  # it lists every parameter's first value otherwise
     network: nn.Module = MODELS.build(config.model)
@@ -91,8 +94,11 @@ def build(model: ModelSettings, classes: int) -> nn.Module:
         raise ExperimentError(
             f"{model.config}: {type(network).__name__} has no RoI mask head; only such models work so far"
         )
-    network.init_weights()  # type: ignore[operator]
-    source = config.get("load_from") if model.weights == "config" else model.weights
+    try:
+        with without_code():
+            network.init_weights()  # type: ignore[operator]
+    except (OSError, pickle.UnpicklingError) as error:
+        raise not_loadable(f"of a part of the network, named in {model.config},", error) from error
     if source:
         _load_pretrained(network, str(source))
     return network
@@ -100,7 +106,8 @@ def build(model: ModelSettings, classes: int) -> nn.Module:
 
 def _load_pretrained(network: nn.Module, source: str) -> None:
     try:
-        content = CheckpointLoader.load_checkpoint(source, map_location="cpu")
+        with without_code():
+            content = CheckpointLoader.load_checkpoint(source, map_location="cpu")
     except Exception as error:  # noqa: BLE001  network, disk and format errors alike
         raise not_loadable(source, error) from error
     state = content.get("state_dict", content)

@@ -53,7 +53,9 @@ def read_image(path: Path) -> np.ndarray:
     """
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise ValueError(f"{path} cannot be read as an image; it is missing, truncated, or not an image")
+        raise ValueError(
+            f"{path} cannot be read as an image: it is missing, truncated or none; the stage `prepare` makes it again"
+        )
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     elif image.dtype != np.uint8:

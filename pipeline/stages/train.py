@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 
@@ -70,5 +71,7 @@ def _save(layout: Layout, model: str, fold: str, state: dict[str, object]) -> No
     import torch
 
     plain = {k: v.detach().cpu().clone() for k, v in state.items() if isinstance(v, torch.Tensor)}
+    content = io.BytesIO()  # written by itself, torch says nothing clear of a full disk
+    torch.save({"state_dict": plain, "model": model, "fold": fold}, content)
     with writing(layout.checkpoint(model, fold)) as temporary:
-        torch.save({"state_dict": plain, "model": model, "fold": fold}, temporary)
+        temporary.write_bytes(content.getbuffer())

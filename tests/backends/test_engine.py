@@ -135,6 +135,16 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         engine.load_weights(Brightness(), other)
 
 
+def test_other_views_do_not_throw_an_unfinished_training_away(tmp_path: Path) -> None:
+    task = job(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(Brightness(stop_at=14), collate, task)
+    network = task.model.model_copy(update={"predict": {"views": ["hflip"]}, "train": {"log_every": 7}})
+    again = Brightness()
+    engine.run(again, collate, replace(task, model=network))
+    assert again.calls == 10  # from the checkpoint of iteration 10
+
+
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple:

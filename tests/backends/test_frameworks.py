@@ -1,5 +1,6 @@
 """Both frameworks, real networks: train a few steps, predict into original pixels, and agree with the framework's own pasting."""
 
+import importlib
 from pathlib import Path
 
 import cv2
@@ -182,6 +183,21 @@ def test_wrong_files_are_named(framework: str, trained: dict, tmp_path: Path) ->
     missing = model(framework, weights=str(tmp_path / "nowhere.pth"))
     with pytest.raises(CheckpointError, match="nowhere"):
         backend.train(TrainJob(missing, TrainSettings(iterations=1), data, tmp_path, "m/0", 0))
+
+
+@pytest.mark.parametrize("framework", list(SLIM))
+def test_pretrained_weights_cannot_run_code(framework: str, tmp_path: Path) -> None:
+    needs(framework)
+
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save({"state_dict": {"backbone.conv1.weight": Bomb()}, "model": Bomb()}, tmp_path / "bomb.pth")
+    module = importlib.import_module(f"pipeline.backends.{framework}")
+    with pytest.raises(CheckpointError, match=r"bomb\.pth cannot be loaded"):
+        module.build(model(framework, weights=str(tmp_path / "bomb.pth")), 2)
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_pretrained_weights_from_a_path_reach_the_network(trained: dict) -> None:
