@@ -20,19 +20,28 @@ _DIGITS = 18
 """A longer number is no position in any image, and does not fit into 64 bits."""
 
 
+def numbers(text: str) -> np.ndarray:
+    """The pairs as written, (R, 2) int64 of start and length, whatever their values; none for a blank text.
+
+    Raises:
+        ValueError: something is no whole number, or a start has no length.
+    """
+    words = text.split()
+    for word in words:
+        if not (word.isascii() and word.isdigit()) or len(word) > _DIGITS:
+            raise ValueError(f"{word[:20]!r} is not a whole number")
+    if len(words) % 2:
+        raise ValueError(f"{len(words)} numbers are no pairs of start and length")
+    return np.array(list(map(int, words)), np.int64).reshape(-1, 2)
+
+
 def parse(text: str) -> np.ndarray:
     """The runs as written, (R, 2) int64 of start, from 1, and length; none for a blank text.
 
     Raises:
         ValueError: something is no whole number, a start or length is below 1, or a start has no length.
     """
-    words = text.split()
-    for word in words:
-        if not (word.isascii() and word.isdigit()) or len(word) > _DIGITS:
-            raise ValueError(f"{word[:20]!r} is not a whole number above 0")
-    if len(words) % 2:
-        raise ValueError(f"{len(words)} numbers are no pairs of start and length")
-    runs = np.array(list(map(int, words)), np.int64).reshape(-1, 2)
+    runs = numbers(text)
     if runs.size and runs[:, 0].min() < 1:
         raise ValueError("a run starts at 0; positions count from 1")
     if runs.size and runs[:, 1].min() < 1:
