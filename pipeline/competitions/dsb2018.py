@@ -42,6 +42,9 @@ FORM = rle_csv.RleCsv("ImageId", "EncodedPixels", "columns", empty="1 1")
 """An image without nuclei is ``1 1``, as in the sample submission, which the server takes for certain: a blank was taken
 from some teams and, it seems, not from another. The one false pixel costs nothing where the image has a true nucleus."""
 
+SMALLEST = 21
+"""Pixels of the smallest true nuclei. A mask of half as many has an IoU above one half with none of them."""
+
 LABELS = "stage1_train_labels.csv"
 
 PARTS = {"stage1_train": "train", "stage1_test": "stage 1", "stage2_test": "stage 2"}
@@ -67,7 +70,7 @@ class Dsb2018(RleCompetition):
     name = "dsb2018"
     form = FORM
     categories: Mapping[int, str] = {NUCLEUS: "nucleus"}
-    least_area = 10
+    least_area = SMALLEST // 2 + 1
     download = (
         "kaggle competitions download -c data-science-bowl-2018 -p data/dsb2018      (after joining it on kaggle.com)\n"
         "or without an account, from https://bbbc.broadinstitute.org/BBBC038 (CC0):\n"
@@ -322,7 +325,8 @@ def _masks_of_labels(rows: Sequence[tuple[int, str]], size: tuple[int, int]) -> 
 def _read_test(
     bundle: Bundle, samples: Sequence[_Sample], ids: tuple[str, set[str]] | None, target: Path, integrity: Integrity
 ) -> Dataset:
-    images, faults = [], []
+    images: list[Image] = []
+    faults: list[str] = []
     wanted = ids[1] if ids else {sample.name for sample in samples}
     for name in sorted(wanted - {sample.name for sample in samples}):
         faults.append(f"{name}: it is in {ids[0] if ids else ''} but its image is not there")
@@ -340,7 +344,7 @@ def _read_test(
             continue
         file = f"images/test/{sample.name}.png"
         store(content, target / file)
-        images.append(Image(len(images) + 1, file, *pixels.shape[:2], sample.name))
+        images.append(Image(len(images) + 1, file, pixels.shape[0], pixels.shape[1], sample.name))
     if faults or not images:
         raise CompetitionError(
             "every test image must be whole, or the submission is not; get the data again:\n  "
