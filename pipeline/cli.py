@@ -133,7 +133,9 @@ def _files_options(parser: argparse.ArgumentParser, several: bool = False) -> No
 
 def _score_options(parser: argparse.ArgumentParser) -> None:
     _files_options(parser)
-    parser.add_argument("--truth", metavar="FILE", help="with --competition: the true masks, a COCO annotation file")
+    parser.add_argument(
+        "--truth", metavar="FILE", help="with --competition: the organisers' file of the true masks, or a COCO file"
+    )
 
 
 def _validate_options(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +149,9 @@ def _fuse_options(parser: argparse.ArgumentParser) -> None:
     _files_options(parser, several=True)
     parser.add_argument("--output", metavar="FILE", help="with --competition: the fused submission")
     parser.add_argument(
-        "--ids", metavar="FILE", help="with --competition: the test images' ids, for .parquet files alone"
+        "--ids",
+        metavar="FILE",
+        help="with --competition: the test images, where no file says their sizes (.csv, .parquet)",
     )
     parser.add_argument(
         "--part", choices=("oof", "test"), action="append", help="only the out-of-fold or the test images"

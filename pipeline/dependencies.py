@@ -15,18 +15,19 @@ from pipeline.backends import catalog
 from pipeline.experiment import NOT_IN_THE_RESULT, Experiment, ExperimentError, digest
 
 COMPETITION_METHODS = (
-    "fix", "missing", "read", "read_ids", "read_submission", "read_truth", "score", "stratum", "validate", "write",
+    "fix", "missing", "read", "read_ids", "read_submission", "read_truth", "records", "score", "stratum", "validate",
+    "write",
 )  # fmt: skip
 
 _USES = {
     "prepare": ("read",),
     "split": ("stratum",),
-    "tune": ("score",),
+    "tune": ("records", "score"),
     "fuse": (),
-    "score": ("score",),
-    "encode": ("write", "validate"),
+    "score": ("records", "score"),
+    "encode": ("records", "write", "validate"),
     "validate": ("validate",),
-    "report": ("read_submission",),
+    "report": ("read_submission", "records"),
 }
 """The methods of its competition that a stage calls; stages that are not here know no competition."""
 

@@ -138,7 +138,9 @@ class FusionSettings(Settings):
 class SubmissionSettings(Settings):
     max_per_image: int = Field(300, ge=1)
     """Best-ranked masks kept per image."""
-    min_score: float = Field(0.0, ge=0, le=1)
+    min_score: float | None = Field(None, ge=0, le=1)
+    """Masks scored below this are left out. Null: `tune` chooses it where the metric has no confidences, and so counts
+    every mask alike; where the metric ranks masks by score, none is left out."""
 
 
 class ModelSettings(Settings):

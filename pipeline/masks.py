@@ -144,15 +144,8 @@ def _counts_array(rle: dict[str, Any]) -> np.ndarray:
     return np.asarray(counts, np.int64)
 
 
-def rle_to_crop(rle: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a COCO RLE into the object's own crop, without a full frame.
-
-    Args:
-        rle: ``{"size": [height, width], "counts": str | bytes | list[int]}``.
-
-    Returns:
-        box: (4,) int32, tight half-open pixel box ``x0, y0, x1, y1`` (zeros for an empty mask).
-        mask: (y1 - y0, x1 - x0) uint8 of 0 and 1.
+def _checked_counts(rle: dict[str, Any]) -> tuple[np.ndarray, int, int]:
+    """Run lengths that add up, int64, with the height and width.
 
     Raises:
         ValueError: the counts are not readable, negative, or do not add up to the image's pixels.
@@ -171,6 +164,23 @@ def rle_to_crop(rle: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"the RLE's runs cover {int(runs.sum())} pixels, its size [{height}, {width}] has {height * width}"
         )
+    return runs, height, width
+
+
+def rle_to_crop(rle: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a COCO RLE into the object's own crop, without a full frame.
+
+    Args:
+        rle: ``{"size": [height, width], "counts": str | bytes | list[int]}``.
+
+    Returns:
+        box: (4,) int32, tight half-open pixel box ``x0, y0, x1, y1`` (zeros for an empty mask).
+        mask: (y1 - y0, x1 - x0) uint8 of 0 and 1.
+
+    Raises:
+        ValueError: the counts are not readable, negative, or do not add up to the image's pixels.
+    """
+    runs, height, width = _checked_counts(rle)
     x0, y0, x1, y1 = _runs_bounds(runs, max(height, 1))
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
     if mask.size:
@@ -199,6 +209,79 @@ def crop_to_rle(
         raise ValueError(f"the box {(x0, y0, x1, y1)} leaves the image of height {height} and width {width}")
     runs = _grid_to_runs(np.ascontiguousarray(grid).view(np.uint8), x0, y0, height, width, threshold)
     return {"size": [height, width], "counts": _runs_to_text(runs).tobytes().decode("ascii")}
+
+
+def rle_to_spans(rle: dict[str, Any]) -> np.ndarray:
+    """The object pixels of a COCO RLE as half-open spans of positions, counted down the columns from 0.
+
+    Returns:
+        (S, 2) int64 first and end of each span, ascending; neighbouring spans do not touch.
+
+    Raises:
+        ValueError: as for `rle_to_crop`.
+    """
+    return _runs_to_spans(_checked_counts(rle)[0])
+
+
+def spans_to_rle(spans: np.ndarray, size: Sequence[int]) -> dict[str, Any]:
+    """The inverse of `rle_to_spans`; spans may touch.
+
+    Args:
+        spans: (S, 2) integers.
+        size: ``(height, width)`` of the image.
+
+    Raises:
+        ValueError: the spans are empty, not ascending, overlap, or leave the image.
+    """
+    height, width = (int(v) for v in size)
+    flat = np.asarray(spans, np.int64).reshape(-1, 2)
+    if flat.size:
+        if (flat[:, 1] <= flat[:, 0]).any() or (flat[1:, 0] < flat[:-1, 1]).any():
+            raise ValueError("the spans are empty, out of order, or overlap")
+        if flat[0, 0] < 0 or flat[-1, 1] > height * width:
+            raise ValueError(f"the spans leave the image of height {height} and width {width}")
+    runs = _spans_to_runs(flat, height * width)
+    return {"size": [height, width], "counts": _runs_to_text(runs).tobytes().decode("ascii")}
+
+
+@njit(cache=True)
+def _runs_to_spans(runs):  # type: ignore[no-untyped-def]
+    spans = np.empty((runs.size // 2, 2), np.int64)
+    count, position = 0, np.int64(0)
+    for i in range(runs.size):
+        if (i & 1) and runs[i] > 0:
+            if count > 0 and spans[count - 1, 1] == position:  # a background run of length 0 lies between
+                spans[count - 1, 1] = position + runs[i]
+            else:
+                spans[count, 0], spans[count, 1] = position, position + runs[i]
+                count += 1
+        position += runs[i]
+    return spans[:count]
+
+
+@njit(cache=True)
+def _spans_to_runs(spans, total):  # type: ignore[no-untyped-def]
+    runs = np.empty(2 * spans.shape[0] + 1, np.int64)
+    count, end = 0, np.int64(0)
+    for i in range(spans.shape[0]):
+        length = spans[i, 1] - spans[i, 0]
+        if count > 0 and spans[i, 0] == end:
+            runs[count - 1] += length
+        else:
+            runs[count], runs[count + 1] = spans[i, 0] - end, length
+            count += 2
+        end = spans[i, 1]
+    if end < total or count == 0:
+        runs[count] = total - end
+        count += 1
+    return runs[:count]
+
+
+def transposed(rle: dict[str, Any]) -> dict[str, Any]:
+    """The COCO RLE of the transposed mask: a run down its columns is a run along the rows of the mask."""
+    box, mask = rle_to_crop(rle)
+    height, width = (int(v) for v in rle["size"])
+    return crop_to_rle(mask.T, box[[1, 0, 3, 2]], (width, height), threshold=1)
 
 
 # ---------------------------------------------------------------- pasting RoI masks -----------------------------------

@@ -138,6 +138,40 @@ def test_polygons_are_rasterised_as_pycocotools_does() -> None:
     np.testing.assert_array_equal(frame_of(box, mask, (16, 17)), frame)
 
 
+@settings(deadline=None)  # the first call compiles
+@given(frames)
+def test_spans_are_the_object_pixels_down_the_columns(frame: np.ndarray) -> None:
+    spans = masks.rle_to_spans(encode(frame))
+    flat = np.zeros(frame.size, np.uint8)
+    for first, end in spans:
+        assert first < end and not flat[max(first - 1, 0) : end + 1].any()  # they neither overlap nor touch
+        flat[first:end] = 1
+    np.testing.assert_array_equal(flat, frame.T.ravel())
+    assert masks.spans_to_rle(spans, frame.shape) == encode(frame)
+
+
+def test_spans_of_odd_run_lengths() -> None:
+    assert masks.rle_to_spans({"size": [4, 3], "counts": [0, 3, 0, 2, 7]}).tolist() == [[0, 5]]
+    assert masks.rle_to_spans({"size": [4, 3], "counts": [12]}).shape == (0, 2)
+    split = np.array([[2, 4], [4, 6], [8, 9]])
+    assert masks.spans_to_rle(split, (4, 3)) == masks.spans_to_rle(np.array([[2, 6], [8, 9]]), (4, 3))
+    assert masks.spans_to_rle(np.zeros((0, 2)), (4, 3)) == encode(np.zeros((4, 3), np.uint8))
+    with pytest.raises(ValueError, match="cover 3 pixels"):
+        masks.rle_to_spans({"size": [4, 3], "counts": [3]})
+
+
+@pytest.mark.parametrize("spans", [[[3, 3]], [[4, 3]], [[0, 3], [2, 5]], [[5, 6], [0, 2]], [[-1, 2]], [[9, 13]]])
+def test_spans_that_are_none(spans: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="the spans"):
+        masks.spans_to_rle(np.array(spans), (4, 3))
+
+
+@settings(deadline=None)  # the first call compiles
+@given(frames)
+def test_transposing_without_a_frame(frame: np.ndarray) -> None:
+    assert masks.transposed(encode(frame)) == encode(np.ascontiguousarray(frame.T))
+
+
 # ---------------------------------------------------------------- pasting ---------------------------------------------
 
 

@@ -78,6 +78,8 @@ class Competition(Protocol):
         suffix: of a submission file, e.g. ``.zip``.
         download: where to get the data, with the commands; a few lines.
         max_detections: how many of an image's best-ranked detections (per class) the metric looks at; None for all.
+        ranked: whether the metric ranks masks by their scores. Where it does not, every false mask costs, however low its
+            score, and `tune` chooses the score below which masks are left out.
     """
 
     @property
@@ -90,6 +92,8 @@ class Competition(Protocol):
     def download(self) -> str: ...
     @property
     def max_detections(self) -> int | None: ...
+    @property
+    def ranked(self) -> bool: ...
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
         """Read the files as handed out, unpacking the images below `target`.
@@ -120,6 +124,13 @@ class Competition(Protocol):
 
         Returns:
             ``{"competition", "metric", "score", "classes": {name: score or None}, …}``, plain JSON values.
+        """
+        ...
+
+    def records(self, detections: Detections, images: Dataset) -> list[dict[str, Any]]:
+        """The COCO results records that a submission of these detections would hold, so that they can be scored as such.
+
+        What a record holds does not depend on worse-scored detections of its image.
         """
         ...
 

@@ -20,15 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
 from pipeline.competitions.formats import png
 from pipeline.competitions.formats.archive import Archive, is_stray
 from pipeline.competitions.formats.coco_competition import CocoCompetition
 from pipeline.competitions.formats.coco_results import parse_ids
-from pipeline.files import writing
-from pipeline.masks import crop_to_rle
+from pipeline.competitions.formats.mask_files import Masks, read_masks
+from pipeline.competitions.formats.stored import remove_others, store
 from pipeline.metrics.coco_ap import Evaluation
 from pipeline.records import Dataset, Image, Instance
 
@@ -62,9 +60,7 @@ class _TrainImage:
     image: str | None = None
     masks: list[str] = field(default_factory=list)
     size: tuple[int, int] = (0, 0)
-    boxes: list[np.ndarray] = field(default_factory=list)
-    rles: list[dict[str, Any]] = field(default_factory=list)
-    areas: list[int] = field(default_factory=list)
+    objects: Masks = field(default_factory=Masks)
     problems: list[Problem] = field(default_factory=list)
     usable: bool = True
 
@@ -120,7 +116,7 @@ class Vrdl2021(CocoCompetition):
                 _read_train(archive, train_image, target)
             train = _train_dataset(found, group, target, integrity)
             test = self._read_test(archive, root, target, integrity)
-        _remove_others(target, train, test)
+        remove_others(target, train, test)
         integrity.facts = {
             "competition": self.name,
             "source": str(path),
@@ -159,7 +155,7 @@ class Vrdl2021(CocoCompetition):
                 missing.append(f"test/{image.file_name}: {error}")
                 continue
             name = f"images/test/{PurePosixPath(image.file_name).name}"
-            _store(content, target / name)
+            store(content, target / name)
             images.append(Image(image.id, name, image.height, image.width, _groups(image.file_name, "site")))
         if missing or not images:
             raise CompetitionError(
@@ -254,41 +250,10 @@ def _read_train(archive: Archive, train: _TrainImage, target: Path) -> None:
         train.usable = False
         return
     train.size = (header.height, header.width)
-    _store(content, target / _stored_name(train.name))
-    seen: dict[tuple[bytes, bytes], str] = {}
-    count = np.zeros(train.size, np.uint8)
-    for name in train.masks:
-        place = f"train/{train.name}/masks/{PurePosixPath(name).name}"
-        try:
-            mask = png.read_mask(archive.read(name), *train.size)
-        except ValueError as error:
-            train.fault("error", place, f"{error}; it is left out", "damaged mask")
-            continue
-        if not mask.crop.size:
-            train.fault("warning", place, "is empty; it is left out", "empty mask")
-            continue
-        if not mask.binary:
-            text = (
-                "holds values other than 0 and 255; 128 and more is taken as nucleus, or all but 0 where there are none"
-            )
-            train.fault("warning", place, text, "values")
-        key = (mask.box.tobytes(), mask.crop.tobytes())
-        if key in seen:
-            train.fault("warning", place, f"is the same as {seen[key]}; it is left out", "duplicate mask")
-            continue
-        seen[key] = PurePosixPath(name).name
-        x0, y0, x1, y1 = mask.box.tolist()
-        part = count[y0:y1, x0:x1]
-        np.add(part, mask.crop, out=part, where=part < 255)
-        train.boxes.append(mask.box)
-        train.rles.append(crop_to_rle(mask.crop, mask.box.tolist(), train.size, threshold=1))
-        train.areas.append(int(mask.crop.sum()))
-    shared = int((count > 1).sum())
-    if shared:
-        share = 100 * shared / sum(train.areas)
-        text = f"{shared:,} pixels lie in more than one mask ({share:.1f} % of the nuclei)"
-        train.fault("warning", f"train/{train.name}", text, "overlapping masks")
-    if not train.rles:
+    store(content, target / _stored_name(train.name))
+    train.objects = read_masks(archive, train.masks, train.size, f"train/{train.name}")
+    train.problems += train.objects.problems
+    if not train.objects.rles:
         train.fault("error", f"train/{train.name}", "has no usable mask; it is left out", "image without masks")
         train.usable = False
 
@@ -302,11 +267,7 @@ def _train_dataset(found: list[_TrainImage], group: str, target: Path, integrity
             continue
         image = Image(len(images) + 1, _stored_name(train.name), *train.size, _groups(train.name + ".png", group))
         images.append(image)
-        for box, rle, area in zip(train.boxes, train.rles, train.areas, strict=True):
-            x0, y0, x1, y1 = (float(v) for v in box)
-            instances.append(
-                Instance(len(instances) + 1, image.id, NUCLEUS, rle, (x0, y0, x1 - x0, y1 - y0), float(area))
-            )
+        instances += train.objects.instances(len(instances) + 1, image.id, NUCLEUS)
     if not images:
         reasons = "\n  ".join(str(problem) for problem in integrity.problems[:10])
         raise CompetitionError(f"there is no usable training image:\n  {reasons or 'train/ is empty'}")
@@ -315,19 +276,6 @@ def _train_dataset(found: list[_TrainImage], group: str, target: Path, integrity
 
 def _stored_name(name: str) -> str:
     return f"images/train/{name}.png"
-
-
-def _store(content: bytes, path: Path) -> None:
-    with writing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def _remove_others(target: Path, *datasets: Dataset) -> None:
-    """Images of an earlier reading that the data no longer have would only confuse."""
-    kept = {dataset.path(image) for dataset in datasets for image in dataset.images}
-    for path in (target / "images").rglob("*.png"):
-        if path not in kept:
-            path.unlink()
 
 
 COMPETITION = Vrdl2021()

@@ -146,7 +146,12 @@ def combine(folds: Sequence[Detections], settings: Fusion) -> Detections:
 
 
 def finish(detections: Detections, settings: Fusion) -> Detections:
-    """Duplicates and post-processing, then best first. The rows come from no single voter: their source is ``fused``."""
+    """The least score, duplicates and post-processing, then best first; the rows' source is ``fused``, no single voter.
+
+    Post-processing lets no mask change a better-scored one, so what is left out first would have changed nothing.
+    """
+    if settings.min_score > 0:
+        detections = detections.take(detections.score >= settings.min_score)
     if settings.duplicates is not None:
         detections = drop_duplicates(detections, settings.duplicates)
     detections = clean(detections, settings)

@@ -36,13 +36,20 @@ DEFAULT = Fusion(
 )
 """Settings for lists that there is no truth to tune on: their masks are binary and their scores are not comparable."""
 
+MAJORITY = Fusion.model_validate({**DEFAULT.model_dump(), "min_score": 0.5})
+"""Settings for lists whose masks all score 1, for a metric that has no confidences: a fused mask's score is the share of
+the lists that have it, and it stays when that is half of them."""
 
-def fuse_lists(found: Detections, sizes: dict[int, tuple[int, int]], settings: Fusion = DEFAULT) -> Detections:
+
+def fuse_lists(
+    found: Detections, sizes: dict[int, tuple[int, int]], settings: Fusion = DEFAULT, silence: bool = True
+) -> Detections:
     """Fuse finished lists on any number of images.
 
     Args:
         found: all rows of all lists; a list is a source.
         sizes: (height, width) by image id.
+        silence: whether a list that seems to end at its limit may be silent for want of room; see above.
 
     Returns:
         Images ascending, best first in each; the boxes are the masks' own.
@@ -52,7 +59,7 @@ def fuse_lists(found: Detections, sizes: dict[int, tuple[int, int]], settings: F
     for image_id, detections in found.images():
         lowest = np.full(len(found.sources), np.inf)
         np.minimum.at(lowest, detections.source, detections.score)
-        absent = BELOW * np.where(full[image_id], lowest, 0.0)
+        absent = BELOW * np.where(full[image_id] & silence, lowest, 0.0)
         ballot = vote(detections, settings, found.sources, sizes[image_id], absent=absent)
         done = finish(ballot.detections, settings)
         fused.append(replace(done, box=Crops.of(done).foregrounds[0].astype(np.float32)))

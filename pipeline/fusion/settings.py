@@ -26,6 +26,8 @@ class Fusion(FusionSettings):
     """What weighs a member's mask in the average: its score x its voter's weight, or the voter's weight alone."""
     duplicates: float | None = Field(None, gt=0, le=1)
     """Drop a fused mask that shares at least this fraction of the smaller one with a better-ranked one; null to keep all."""
+    min_score: float = Field(0.0, ge=0, le=1)
+    """Fused masks scored below this are left out, see fusion/threshold.py."""
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,17 @@ class Rung:
 
 @dataclass(frozen=True)
 class Tuned:
+    """What tuning came to.
+
+    Attributes:
+        table: the learned rescorer's training table under these settings.
+        fused: the out-of-fold detections of every case under these settings.
+    """
+
     settings: Fusion
     ladder: list[Rung]
     table: Table
+    fused: list[Detections]
 
 
 class Study:
@@ -175,7 +183,7 @@ class Study:
 
 def _vote_key(settings: Fusion) -> str:
     """What decides the ballots: settings that differ only in rescoring and post-processing share them."""
-    later = {"rescore", "fill_holes", "largest_part", "min_area", "no_overlap", "duplicates", "tune"}
+    later = {"rescore", "fill_holes", "largest_part", "min_area", "no_overlap", "duplicates", "min_score", "tune"}
     return settings.model_dump_json(exclude=later)
 
 
@@ -313,7 +321,7 @@ def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | N
     everyone = {m: base.weights.get(m, 1.0) for m in study.models()}
     ladder.rung("+ rescoring", lambda: _rescoring(ladder, everyone))
     ladder.rung("+ post", lambda: _post(ladder, [case.truth for case in study.cases]))
-    return Tuned(ladder.settings, ladder.rungs, study.table(ladder.settings))
+    return Tuned(ladder.settings, ladder.rungs, study.table(ladder.settings), study.fused(ladder.settings))
 
 
 def _by_scale(views: Sequence[str]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from pipeline import competitions
 from pipeline.experiment import ALL, Experiment, Layout
 from pipeline.files import provenance, writing
 from pipeline.fusion.fuse import fuse_to
-from pipeline.fusion.lists import as_lists, fuse_lists
+from pipeline.fusion.lists import DEFAULT, MAJORITY, as_lists, fuse_lists
 from pipeline.fusion.rescore import Rescorer, Table, cross_fit, group_of
 from pipeline.fusion.settings import read_settings
 from pipeline.records import Dataset, Detections, Image
@@ -69,8 +69,10 @@ def fuse_files(
     There is no truth to tune on: see fusion/lists.py for the settings and why. Each file is one voter (a Parquet file
     of a run's predictions is as many as its sources). As many masks of an image are kept as the fullest file has.
 
+    Where the metric has no confidences, a mask is kept if at least half of the files have it.
+
     Args:
-        ids: the test images; needed only where every file is Parquet, which does not say how large the images are.
+        ids: the test images; needed where no file says how large the images are: CSV, or Parquet alone.
 
     Returns:
         ``{"competition", "files", "images", "detections", "output", "problems"}``.
@@ -114,7 +116,8 @@ def fuse_files(
     limit = max(
         (int(np.unique(table.image_id, return_counts=True)[1].max()) for table in tables if len(table)), default=0
     )
-    fused = fuse_lists(found, sizes).top(limit)
+    settings = DEFAULT if host.ranked else MAJORITY
+    fused = fuse_lists(found, sizes, settings, silence=host.ranked).top(limit)
     test = images or Dataset([Image(i, str(i), h, w) for i, (h, w) in sorted(sizes.items())], {})
     target = Path(output)
     with writing(target) as unchecked:

@@ -11,12 +11,12 @@ import numpy as np
 
 from pipeline import competitions
 from pipeline.competitions import Competition
-from pipeline.experiment import Experiment, Layout
+from pipeline.experiment import Experiment, Layout, SubmissionSettings
 from pipeline.files import provenance, write_json
 from pipeline.folds import read_folds
 from pipeline.metrics import coco_ap
 from pipeline.records import Dataset, Detections, read_images
-from pipeline.stages.encode import submitted
+from pipeline.stages.encode import judged, submitted
 
 log = logging.getLogger("pipeline.score")
 
@@ -29,7 +29,8 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
     ``{"competition", "metric", "images", "ensemble": {…}, "models": {name: {…}}, "provenance"}`` where each ``{…}`` is
     what the competition's metric gives (``score``, ``classes``, …) with ``folds``: {fold: score}, and ``curves``:
     {class: {"recall": (101,), "precision": (101,)}} at IoU 0.5. A model stands there as it predicts, under its first
-    view alone; all are cut to what would be submitted.
+    view alone; all are cut to what would be submitted. Where that hangs on a least score, the ensemble has the one that
+    `tune` chose, and each model the one that is best for itself (``min_score``).
 
     Raises:
         FileNotFoundError: a stage before this one has not run; the message names its command.
@@ -41,12 +42,11 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
     truth = truth.subset(image_id for image_id, fold in fold_of.items() if fold in used)
     models = {}
     for name in experiment.models:
-        models[name] = _standing(
-            competition, truth, submitted(_alone(experiment, layout, name), experiment.submission), fold_of
-        )
+        alone = _alone(experiment, layout, name)
+        models[name] = _standing(competition, truth, alone, experiment.submission, fold_of, choose=True)
         log.info("%s: %.4f", name, models[name]["score"])
     fused = _existing(layout.fused("oof"), "python -m pipeline fuse")
-    ensemble = _standing(competition, truth, submitted(Detections.read(fused), experiment.submission), fold_of)
+    ensemble = _standing(competition, truth, Detections.read(fused), experiment.submission, fold_of, choose=False)
     log.info("ensemble: %.4f (%s, out of fold, %d images)", ensemble["score"], competition.metric, len(truth.images))
     scores = {
         "competition": competition.name,
@@ -81,17 +81,24 @@ def _existing(path: Path, command: str) -> Path:
 
 
 def _standing(
-    competition: Competition, truth: Dataset, detections: Detections, fold_of: Mapping[int, int]
+    competition: Competition,
+    truth: Dataset,
+    detections: Detections,
+    submission: SubmissionSettings,
+    fold_of: Mapping[int, int],
+    choose: bool,
 ) -> dict[str, Any]:
     """What the metric gives, over all images and fold by fold, with the precision-recall curves."""
-    records = detections.to_coco({image.id: (image.height, image.width) for image in truth.images})
-    result = {k: v for k, v in competition.score(truth, records).items() if k not in ("competition", "metric")}
+    outcome = judged(competition, truth, detections, submission, choose)
+    result = {k: v for k, v in outcome.result.items() if k not in ("competition", "metric")}
+    if outcome.min_score is not None:
+        result["min_score"] = outcome.min_score
     folds = {}
     for fold in sorted({fold_of[image.id] for image in truth.images}):
         images = {image.id for image in truth.images if fold_of[image.id] == fold}
-        own = [record for record in records if record["image_id"] in images]
+        own = [record for record in outcome.records if record["image_id"] in images]
         folds[str(fold)] = competition.score(truth.subset(images), own)["score"]
-    return {**result, "folds": folds, "curves": _curves(competition, truth, detections)}
+    return {**result, "folds": folds, "curves": _curves(competition, truth, submitted(detections, submission))}
 
 
 def _curves(competition: Competition, truth: Dataset, detections: Detections) -> dict[str, Any]:

@@ -12,15 +12,16 @@ import numpy as np
 
 from pipeline import competitions
 from pipeline.competitions import Competition
-from pipeline.experiment import Experiment, ExperimentError, Layout
+from pipeline.experiment import Experiment, ExperimentError, Layout, SubmissionSettings
 from pipeline.files import provenance, write_json
 from pipeline.folds import read_folds
 from pipeline.fusion.fuse import by_image
 from pipeline.fusion.match import truths
 from pipeline.fusion.ruler import Ruler
 from pipeline.fusion.settings import Fusion, Voter, write_settings
-from pipeline.fusion.tune import Case, Confirm, Study, Tuned, tune
+from pipeline.fusion.tune import Case, Confirm, Rung, Study, Tuned, tune, with_changes
 from pipeline.records import Dataset, Detections, read_sources
+from pipeline.stages.encode import judged
 
 log = logging.getLogger("pipeline.tune")
 
@@ -59,7 +60,8 @@ def prediction_files(experiment: Experiment, layout: Layout, part: str) -> list[
 def run(experiment: Experiment, layout: Layout) -> Tuned:
     """Write fusion.yaml and beside it, in fusion/, the rescorer's training table and the ladder.
 
-    With ``fusion.tune: false`` the experiment's own settings go into fusion.yaml unchanged.
+    With ``fusion.tune: false`` the experiment's own settings go into fusion.yaml unchanged. Either way, where the metric
+    has no confidences and ``submission.min_score`` names none, the score below which masks are left out is chosen last.
 
     Raises:
         ExperimentError: predictions are missing.
@@ -82,9 +84,11 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
     ruler = Ruler(most, seed=experiment.seed)
     base = Fusion.model_validate(experiment.fusion.model_dump())
     if base.tune:
-        tuned = tune(cases, base, ruler, confirmation(competition, truth, limit))
+        tuned = tune(cases, base, ruler, confirmation(competition, truth, experiment.submission))
     else:
-        tuned = Tuned(base, [], Study(cases, ruler).table(base))
+        study = Study(cases, ruler)
+        tuned = Tuned(base, [], study.table(base), study.fused(base))
+    tuned = with_threshold(tuned, cases, ruler, competition, truth, experiment.submission)
 
     table, rungs = training_table(layout), ladder(layout)
     tuned.table.write(table)
@@ -115,12 +119,35 @@ def read_cases(paths: Sequence[Path], truth: Dataset, fold_of: dict[int, int]) -
     return cases
 
 
-def confirmation(competition: Competition, truth: Dataset, limit: int) -> Confirm:
-    """The competition's own score of fused detections, the best `limit` of each image: its numbers only."""
-    sizes = {image.id: (image.height, image.width) for image in truth.images}
+def confirmation(competition: Competition, truth: Dataset, submission: SubmissionSettings) -> Confirm:
+    """The competition's own score of fused detections as they would be submitted: its numbers only."""
 
     def score(found: Detections) -> dict[str, Any]:
-        result = competition.score(truth, found.top(limit).to_coco(sizes))
-        return {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        return _numbers(judged(competition, truth, found, submission).result)
 
     return score
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def with_threshold(
+    tuned: Tuned,
+    cases: Sequence[Case],
+    ruler: Ruler,
+    competition: Competition,
+    truth: Dataset,
+    submission: SubmissionSettings,
+) -> Tuned:
+    """The tuned settings with the least score of a submitted mask, as a last rung; unchanged where none is to be chosen."""
+    best = judged(competition, truth, Detections.concatenate(tuned.fused), submission)
+    if best.min_score is None:
+        return tuned
+    settings = with_changes(tuned.settings, min_score=best.min_score)
+    kept = [found.take(found.score >= best.min_score) for found in tuned.fused]
+    area = ruler.value(ruler.sheet(kept, [case.truth for case in cases]))
+    changes = {"min_score": best.min_score}
+    rung = Rung("+ threshold", area, None, None, None, True, _numbers(best.result), changes)
+    log.info("masks scored below %.4f are left out: %s %.4f", best.min_score, competition.metric, best.result["score"])
+    return Tuned(settings, [*tuned.ladder, rung], tuned.table, kept)

@@ -31,6 +31,7 @@ class CocoCompetition:
     categories: Mapping[int, str]
     suffix: str = ".zip"
     max_detections: int | None = 100
+    ranked = True
 
     def stratum(self, image: Image) -> str:
         return ""
@@ -65,8 +66,11 @@ class CocoCompetition:
             "classes": classes,
         }
 
+    def records(self, detections: Detections, images: Dataset) -> list[dict[str, Any]]:
+        return coco_results.submission_records(detections, images)
+
     def write(self, detections: Detections, test: Dataset, path: Path) -> None:
-        coco_results.write_zip(coco_results.submission_records(detections, test), path, self.member)
+        coco_results.write_zip(self.records(detections, test), path, self.member)
 
     def read_submission(self, path: Path, images: Dataset | None = None) -> list[dict[str, Any]]:
         return coco_results.read_records(path, self.member, images)

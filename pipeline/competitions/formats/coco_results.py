@@ -7,14 +7,15 @@ import json
 import logging
 import math
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pipeline.competitions import CompetitionError, Problem
+from pipeline.competitions.formats.faults import SHOWN, Faults
 from pipeline.files import writing
 from pipeline.masks import FOREGROUND, rle_to_crop
 from pipeline.records import Dataset, Detections, Image
@@ -26,9 +27,6 @@ MAX_JSON_BYTES = 512 << 20
 
 KEYS = ("image_id", "bbox", "score", "category_id", "segmentation")
 """Of a record, in the order in which they are written."""
-
-SHOWN = 3
-"""Places named of a fault that many records share."""
 
 
 # ---------------------------------------------------------------- reading ---------------------------------------------
@@ -261,23 +259,6 @@ def write_zip(records: Sequence[Mapping[str, Any]], path: Path, member: str) -> 
 # ---------------------------------------------------------------- checking --------------------------------------------
 
 
-class _Faults:
-    """Faults by what they are, so that one that a thousand records share is one problem with a few places."""
-
-    def __init__(self) -> None:
-        self._places: dict[tuple[Literal["error", "warning"], str, str], list[str]] = defaultdict(list)
-
-    def add(self, severity: Literal["error", "warning"], kind: str, text: str, place: str) -> None:
-        self._places[severity, kind, text].append(place)
-
-    def problems(self) -> list[Problem]:
-        found = []
-        for (severity, kind, text), places in self._places.items():
-            more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
-            found.append(Problem(severity, ", ".join(places[:SHOWN]) + more, text, kind))
-        return sorted(found, key=lambda problem: problem.severity)
-
-
 def check(
     path: Path, member: str, ids: Dataset, categories: Iterable[int], max_detections: int | None
 ) -> list[Problem]:
@@ -303,7 +284,7 @@ def check_records(value: Any, ids: Dataset, categories: Iterable[int], max_detec
         return [
             Problem("error", "the file", "holds no detections at all; the scorer stops on an empty list", "structure")
         ]
-    faults = _Faults()
+    faults = Faults()
     known = sorted(set(categories))
     boxes: list[tuple[np.ndarray, np.ndarray, str]] = []
     masks: Counter[tuple[int, int, str]] = Counter()
@@ -344,7 +325,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_keys(record: Mapping[str, Any], place: str, faults: _Faults) -> None:
+def _check_keys(record: Mapping[str, Any], place: str, faults: Faults) -> None:
     missing = [key for key in KEYS if key not in record]
     spare = [key for key in record if key not in KEYS]
     for key in list(spare):
@@ -359,7 +340,7 @@ def _check_keys(record: Mapping[str, Any], place: str, faults: _Faults) -> None:
         faults.add("warning", "key", f"the key {key!r} means nothing to the scorer", place)
 
 
-def _check_image(record: Mapping[str, Any], ids: Dataset, place: str, faults: _Faults) -> Image | None:
+def _check_image(record: Mapping[str, Any], ids: Dataset, place: str, faults: Faults) -> Image | None:
     if "image_id" not in record:
         return None
     value = record["image_id"]
@@ -375,7 +356,7 @@ def _check_image(record: Mapping[str, Any], ids: Dataset, place: str, faults: _F
     return ids.image[value]
 
 
-def _check_category(record: Mapping[str, Any], known: Sequence[int], place: str, faults: _Faults) -> int | None:
+def _check_category(record: Mapping[str, Any], known: Sequence[int], place: str, faults: Faults) -> int | None:
     if "category_id" not in record:
         return None
     value = record["category_id"]
@@ -390,7 +371,7 @@ def _check_category(record: Mapping[str, Any], known: Sequence[int], place: str,
     return None
 
 
-def _check_score(record: Mapping[str, Any], place: str, faults: _Faults) -> float | None:
+def _check_score(record: Mapping[str, Any], place: str, faults: Faults) -> float | None:
     if "score" not in record:
         return None
     value = record["score"]
@@ -405,7 +386,7 @@ def _check_score(record: Mapping[str, Any], place: str, faults: _Faults) -> floa
     return None
 
 
-def _check_box(record: Mapping[str, Any], image: Image | None, place: str, faults: _Faults) -> np.ndarray | None:
+def _check_box(record: Mapping[str, Any], image: Image | None, place: str, faults: Faults) -> np.ndarray | None:
     """The box as (4,) float64 x, y, width, height, if it is one."""
     if "bbox" not in record:
         return None
@@ -425,7 +406,7 @@ def _check_box(record: Mapping[str, Any], image: Image | None, place: str, fault
     return box
 
 
-def _check_mask(record: Mapping[str, Any], image: Image | None, place: str, faults: _Faults) -> np.ndarray | None:
+def _check_mask(record: Mapping[str, Any], image: Image | None, place: str, faults: Faults) -> np.ndarray | None:
     """The mask's tight box as (4,) float64 x, y, width, height, if it is a mask."""
 
     def error(text: str, detail: Any = None) -> None:
@@ -480,7 +461,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(common, union, out=np.zeros_like(union), where=union > 0))
 
 
-def _check_boxes_against_masks(found: Sequence[tuple[np.ndarray, np.ndarray, str]], faults: _Faults) -> None:
+def _check_boxes_against_masks(found: Sequence[tuple[np.ndarray, np.ndarray, str]], faults: Faults) -> None:
     """Boxes that fit their masks only when read as corners, and boxes that lie elsewhere than their masks."""
     if not found:
         return
@@ -509,7 +490,7 @@ def _check_whole(
     masks: Counter[tuple[int, int, str]],
     scores: Sequence[float],
     max_detections: int | None,
-    faults: _Faults,
+    faults: Faults,
 ) -> None:
     spoken = {image_id for image_id, _ in per_image}
     for image in ids.images:
