@@ -41,7 +41,9 @@ def by_pycocotools(truth: Dataset, records: list[dict], limits: tuple[int, int, 
 
 def scaled(truth: Dataset, records: list[dict], factor: float) -> tuple[Dataset, list[dict]]:
     """The same masks with areas and boxes as if larger, so that all ranges of area occur."""
-    instances = [Instance(a.id, a.image_id, a.category_id, a.rle, a.box, a.area * factor, a.crowd) for a in truth.instances]
+    instances = [
+        Instance(a.id, a.image_id, a.category_id, a.rle, a.box, a.area * factor, a.crowd) for a in truth.instances
+    ]
     larger = [
         {**r, "bbox": [r["bbox"][0], r["bbox"][1], r["bbox"][2] * factor, r["bbox"][3]]} if "bbox" in r else r
         for r in records
@@ -77,7 +79,12 @@ def test_areas_on_the_border_belong_to_both_sides() -> None:
 
 def test_no_results_and_no_truth() -> None:
     truth, records = draw(3)
-    assert {k: v for k, v in summarize(truth, []).numbers().items() if v} == {"APm": -1, "APl": -1, "ARm": -1, "ARl": -1}
+    assert {k: v for k, v in summarize(truth, []).numbers().items() if v} == {
+        "APm": -1,
+        "APl": -1,
+        "ARm": -1,
+        "ARl": -1,
+    }
     assert set(summarize(Dataset(truth.images, truth.categories), records).numbers().values()) == {-1.0}
     assert set(summarize(Dataset([], {}), []).numbers().values()) == {-1.0}
 

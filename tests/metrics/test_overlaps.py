@@ -96,7 +96,9 @@ def test_any_text_is_a_mask_or_refused(counts: str) -> None:
 
 def test_groups_keep_images_and_categories_apart_and_rank_by_score() -> None:
     category, image = np.array([2, 1, 1, 1, 1]), np.array([5, 7, 5, 5, 5])
-    groups = Groups.make((category, image), (np.array([1, 3]), np.array([5, 5])), np.array([0.1, 0.2, 0.3, 0.9, 0.3]), 2)
+    groups = Groups.make(
+        (category, image), (np.array([1, 3]), np.array([5, 5])), np.array([0.1, 0.2, 0.3, 0.9, 0.3]), 2
+    )
     assert groups.key.tolist() == [[1, 5], [1, 7], [2, 5], [3, 5]]
     assert groups.a_rows.tolist() == [3, 2, 1, 0] and groups.a.tolist() == [0, 2, 3, 4, 4]
     assert groups.b_rows.tolist() == [0, 1] and groups.b.tolist() == [0, 1, 1, 1, 2]
