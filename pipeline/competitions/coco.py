@@ -423,10 +423,12 @@ def _mask(segmentation: Any, image: Image) -> dict[str, Any]:
         # detectron2 and MMDetection drop what has fewer than three points, too
         segmentation = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
         return compressed(segmentation, size)
+    if not isinstance(segmentation, dict):
+        raise ValueError("it is neither polygons nor an RLE")
     try:
         rle = compressed(segmentation, size)
     except (TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ValueError(f"it is neither polygons nor an RLE: {error}") from error
+        raise ValueError(f"it is no RLE: {error}") from error
     if tuple(rle["size"]) != size:
         raise ValueError(f"its size is {rle['size']}, the image's {list(size)}")
     return rle

@@ -34,7 +34,7 @@ def elements(handle: BinaryIO, piece: int = PIECE) -> Iterator[Any]:
             if mark == "]":
                 break
             if mark != ",":
-                raise ValueError(f"there is {mark!r} where , or ] should be")
+                raise ValueError(f"there is {mark or 'the end'!r} where , or ] should be")
     if source.next():
         raise ValueError("something follows the array")
 
@@ -76,7 +76,9 @@ class _Source:
                 if self.ended:
                     raise
                 end = len(self.text)
-            if end < len(self.text) or self.ended:  # a number at the end of a piece may go on in the next
+            after = _SPACE.match(self.text, end)
+            # a number that a piece cuts in two is one up to there: 1. of 1.5
+            if self.ended or (after is not None and self.text[after.end() : after.end() + 1] in (",", "]")):
                 self.place = end
                 return value
             self.more(size)
