@@ -141,7 +141,13 @@ def _counts_array(rle: dict[str, Any]) -> np.ndarray:
         if not readable:
             raise ValueError("the RLE's counts are not COCO's compressed text")
         return runs
-    return np.asarray(counts, np.int64)
+    try:
+        runs = np.asarray(counts, np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the RLE's counts are no run lengths: {error}") from error
+    if runs.ndim != 1:
+        raise ValueError("the RLE's counts are not a flat list")
+    return runs
 
 
 def _checked_counts(rle: dict[str, Any]) -> tuple[np.ndarray, int, int]:
@@ -381,10 +387,29 @@ def crop_iou(a: np.ndarray, box_a: np.ndarray, b: np.ndarray, box_b: np.ndarray,
     return common / union if union else 0.0
 
 
+_FARTHEST = 1e6
+"""Largest coordinate of a polygon in pixels: pycocotools walks along its edges step by step."""
+
+
 def polygons_to_rle(polygons: Iterable[Sequence[float]], size: Sequence[int]) -> dict[str, Any]:
-    """Rasterise COCO polygons (each x, y, x, y, …) exactly as pycocotools does; the parts of one object are joined."""
+    """Rasterise COCO polygons (each x, y, x, y, …) exactly as pycocotools does; the parts of one object are joined.
+
+    Raises:
+        ValueError: there is none; one has fewer than two points, or coordinates that are no numbers or absurdly far off;
+            no image has such a size.
+    """
     from pycocotools import mask as coco_mask
 
     height, width = int(size[0]), int(size[1])
-    rle = coco_mask.merge(coco_mask.frPyObjects([list(p) for p in polygons], height, width))
+    if not (height > 0 and width > 0 and height * width < 1 << 32):
+        raise ValueError(f"no mask has height {height} and width {width}")
+    parts = [[float(v) for v in p] for p in polygons]
+    if not parts:
+        raise ValueError("the segmentation has no polygon")
+    for part in parts:
+        if len(part) < 4:
+            raise ValueError(f"a polygon has {len(part)} coordinates")
+        if not all(abs(v) <= _FARTHEST for v in part):
+            raise ValueError("a polygon's coordinates are not finite, or far outside of any image")
+    rle = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}

@@ -23,13 +23,18 @@ GRID_CAP = 128
 
 @dataclass(frozen=True)
 class Image:
-    """One image. `file_name` is relative to the dataset's root; `group` names what must not be split across folds."""
+    """One image. `file_name` is relative to the dataset's root; `group` names what must not be split across folds.
+
+    `semantic` is the file name of the image's label map, relative to the root: a PNG with one 8-bit class a pixel, whose
+    names are the dataset's `semantic_classes`; empty where there is none.
+    """
 
     id: int
     file_name: str
     height: int
     width: int
     group: str = ""
+    semantic: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,17 @@ class Instance:
 
 @dataclass
 class Dataset:
-    """Images plus instances: COCO json with compressed RLE, original pixels and original category ids."""
+    """Images plus instances: COCO json with compressed RLE, original pixels and original category ids.
+
+    `semantic_classes` names the values of the images' label maps; other values are void. A category and a class of the
+    same number are the same thing.
+    """
 
     images: list[Image]
     categories: dict[int, str]
     instances: list[Instance] = field(default_factory=list)
     root: Path = Path(".")
+    semantic_classes: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def by_image(self) -> dict[int, list[Instance]]:
@@ -77,6 +87,7 @@ class Dataset:
             self.categories,
             [instance for instance in self.instances if instance.image_id in wanted],
             self.root,
+            self.semantic_classes,
         )
 
     @staticmethod
@@ -93,19 +104,29 @@ class Dataset:
         path = Path(path)
         try:
             raw = json.loads(path.read_text())
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from error
         if not isinstance(raw, dict) or "images" not in raw:
             raise ValueError(f"{path} is not a COCO annotation file: it needs the keys images, annotations, categories")
         try:
             images = [
-                Image(int(i["id"]), str(i["file_name"]), int(i["height"]), int(i["width"]), str(i.get("group", "")))
+                Image(
+                    int(i["id"]),
+                    str(i["file_name"]),
+                    int(i["height"]),
+                    int(i["width"]),
+                    str(i.get("group", "")),
+                    str(i.get("semantic", "")),
+                )  # fmt: skip
                 for i in raw["images"]
             ]
             sizes = {image.id: (image.height, image.width) for image in images}
             categories = {int(c["id"]): str(c["name"]) for c in raw.get("categories", [])}
+            semantic_classes = {int(c["id"]): str(c["name"]) for c in raw.get("semantic_classes", [])}
             instances = []
-            for a in raw.get("annotations", []):
+            annotations = list(reversed(raw.pop("annotations", [])))
+            while annotations:
+                a = annotations.pop()  # each goes as its instance comes: a large file is not in memory twice
                 rle = compressed(a["segmentation"], sizes[int(a["image_id"])])
                 box = a.get("bbox")
                 if box is None:
@@ -125,18 +146,21 @@ class Dataset:
                         bool(a.get("iscrowd", 0)),
                     )
                 )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError, ValueError) as error:
             raise ValueError(f"{path} is not a usable COCO annotation file: {type(error).__name__} {error}") from error
-        return Dataset(images, categories, instances, Path(root) if root is not None else path.parent)
+        return Dataset(images, categories, instances, Path(root) if root is not None else path.parent, semantic_classes)
 
     def to_coco(self) -> dict[str, Any]:
-        """The dataset as COCO's annotation dictionary."""
+        """The dataset as COCO's annotation dictionary; label maps stand under the keys semantic and semantic_classes."""
+        classes = [{"id": k, "name": v} for k, v in self.semantic_classes.items()]
         return {
             "images": [
                 {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width, "group": i.group}
+                | ({"semantic": i.semantic} if i.semantic else {})
                 for i in self.images
             ],
             "categories": [{"id": k, "name": v} for k, v in self.categories.items()],
+            **({"semantic_classes": classes} if classes else {}),
             "annotations": [
                 {
                     "id": a.id,

@@ -129,6 +129,29 @@ def test_half_is_foreground() -> None:
     assert [round(255 * p) >= masks.FOREGROUND for p in (0.4999, 0.5, 0.5001)] == [False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("polygons", "size", "expected"),
+    [
+        ([], (9, 9), "no polygon"),
+        ([[]], (9, 9), "0 coordinates"),
+        ([[1, 2, 3, 4, 5, 6], [1, 2]], (9, 9), "2 coordinates"),
+        ([[1, 2, 3, 4, float("nan"), 6]], (9, 9), "not finite"),
+        ([[1, 2, 3, 4, -1e9, 6]], (9, 9), "far outside"),
+        ([[1, 2, 3, 4, 5, 6]], (0, 9), "height 0"),
+        ([[1, 2, 3, 4, 5, 6]], (1 << 20, 1 << 20), "height 1048576"),
+    ],
+)
+def test_polygons_that_would_keep_pycocotools_busy_are_refused(polygons: list, size: tuple, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        masks.polygons_to_rle(polygons, size)
+
+
+@pytest.mark.parametrize("counts", [[["a"]], ["a"], [[20]], [1 << 70], None, 20])
+def test_counts_that_are_no_list_of_numbers_are_refused(counts: object) -> None:
+    with pytest.raises(ValueError, match="the RLE's counts"):
+        masks.rle_to_crop({"size": [4, 5], "counts": counts})
+
+
 def test_polygons_are_rasterised_as_pycocotools_does() -> None:
     polygons = [[1.0, 1.0, 8.5, 2.0, 5.0, 9.0], [10, 10, 14, 10, 14, 14, 10, 14]]
     frame = np.zeros((16, 17), np.uint8)

@@ -53,6 +53,39 @@ def assert_same(a: Detections, b: Detections) -> None:
         np.testing.assert_array_equal(a.extra[name], b.extra[name])
 
 
+# ---------------------------------------------------------------- datasets --------------------------------------------
+
+
+def test_semantic_maps_go_with_the_images(tmp_path: Path) -> None:
+    images = [Image(1, "a.png", 4, 5, "g", "maps/a.png"), Image(2, "b.png", 4, 5)]
+    data = Dataset(images, {3: "car"}, root=tmp_path, semantic_classes={0: "road", 3: "car"})
+    data.write(tmp_path / "x.json")
+    raw = json.loads((tmp_path / "x.json").read_text())
+    assert raw["images"][0]["semantic"] == "maps/a.png" and "semantic" not in raw["images"][1]
+    assert raw["semantic_classes"] == [{"id": 0, "name": "road"}, {"id": 3, "name": "car"}]
+    again = Dataset.read(tmp_path / "x.json")
+    assert (again.images, again.semantic_classes) == (images, data.semantic_classes)
+    assert again.subset([2]).semantic_classes == data.semantic_classes
+    assert "semantic_classes" not in Dataset(images[1:], {}).to_coco()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000, '{"images": 3}', '{"images": ["a"]}', '{"images": [{"id": Infinity}]}', '{"images": [[]]}',
+        '{"images": [], "annotations": 3}', '{"images": [], "annotations": [3]}', '{"images": [], "semantic_classes": [3]}',
+        '{"images": [{"id": 1, "file_name": "a", "height": 4, "width": 5}], "annotations": [{"id": 1, "image_id": 1, '
+        '"category_id": 1, "segmentation": [[1, 2, 1e300, 4, 5, 6]]}]}',
+        '{"images": [{"id": 1, "file_name": "a", "height": 4, "width": 5}], "annotations": [{"id": 1, "image_id": 1, '
+        '"category_id": 1, "segmentation": []}]}',
+    ],
+)  # fmt: skip
+def test_files_that_are_no_datasets_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match="x.json"):
+        Dataset.read(tmp_path / "x.json")
+
+
 # ---------------------------------------------------------------- building --------------------------------------------
 
 

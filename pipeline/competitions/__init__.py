@@ -138,7 +138,7 @@ class Competition(Protocol):
         """Write a submission under its final name, whole or not at all; the same rows give the same bytes."""
         ...
 
-    def read_submission(self, path: Path, images: Dataset | None = None) -> list[dict[str, Any]]:
+    def read_submission(self, path: Path, images: Dataset | None = None) -> Sequence[dict[str, Any]]:
         """The COCO results records of a submission.
 
         Args:

@@ -5,16 +5,17 @@ pixel. The light is uneven, the slides are stained differently, there is noise a
 images and one training image holds no cell at all. Three images come from one slide and share its stain: one group.
 
 The same seed and options give the same bytes. The test images come as ids only; their truth is kept apart, in
-hidden/test_truth.json, for `score` to look at when all is done.
+hidden/test_truth.json, for `score` to look at when all is done. Each drawing is its own semantic map too, in which 0 is the
+background and each kind has its category's number: in semantic/train, and for the test images in hidden/semantic/test.
 
 Submission: a zip with one member results.json, COCO results. Metric: segm AP50, the mean over classes, 100 detections
-an image and class.
+an image and class; beside it pixel accuracy, class IoU and panoptic quality.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from pipeline.competitions import CompetitionError, Integrity, Prepared, check_o
 from pipeline.competitions.formats.coco_competition import CocoCompetition
 from pipeline.files import writing
 from pipeline.masks import crop_to_rle, tight_box
+from pipeline.metrics import scene
+from pipeline.metrics.coco_ap import Evaluation
 from pipeline.records import Dataset, Image, Instance
 
 OPTIONS = {"images": (24, 2), "test_images": (6, 1), "size": (256, 64), "cells": (22, 1)}
@@ -35,6 +38,9 @@ LEAST_SEEN = 0.6
 """A cell is not drawn where it would leave less than this of another in sight, or show less of itself."""
 
 TRUTH = Path("hidden") / "test_truth.json"
+
+BACKGROUND = 0
+"""In the semantic maps."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,8 @@ class Synthetic(CocoCompetition):
                 raise CompetitionError(
                     f"data.options.{key} is {value!r}; it must be a whole number of at least {OPTIONS[key][1]}"
                 )
-        train = self._part("train", chosen["images"], chosen, seed, target)
-        truth = self._part("test", chosen["test_images"], chosen, seed, target)
+        train = self._part("train", chosen["images"], chosen, seed, target, target)
+        truth = self._part("test", chosen["test_images"], chosen, seed, target, (target / TRUTH).parent)
         truth.write(target / TRUTH)
         facts = {
             "competition": self.name,
@@ -116,9 +122,14 @@ class Synthetic(CocoCompetition):
             "train_instances": len(train.instances),
             "test_images": len(truth.images),
         }
-        return Prepared(train, Dataset(truth.images, truth.categories, root=target), Integrity(facts=facts))
+        test = [replace(image, semantic="") for image in truth.images]
+        return Prepared(train, Dataset(test, truth.categories, root=target), Integrity(facts=facts))
 
-    def _part(self, part: str, count: int, options: Mapping[str, int], seed: int, target: Path) -> Dataset:
+    def summary(self, truth: Dataset, evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {**super().summary(truth, evaluation, records), **scene.measure(truth, records)}
+
+    def _part(self, part: str, count: int, options: Mapping[str, int], seed: int, target: Path, maps: Path) -> Dataset:
+        """Draw the images of a part below `target` and their semantic maps below `maps`."""
         import cv2
 
         stream = {"train": 0, "test": 1}[part]
@@ -131,18 +142,24 @@ class Synthetic(CocoCompetition):
             stain = np.random.default_rng([seed, stream, 0, slide]).uniform(-0.07, 0.07, 3)
             rng = np.random.default_rng([seed, stream, 1, k])
             picture, labels, kinds = draw(rng, side, 0 if k == empty else options["cells"], stain)
-            image = Image(k + 1, f"images/{part}/{part}-{k + 1:03d}.png", side, side, f"{part}-slide-{slide + 1}")
+            name = f"{part}/{part}-{k + 1:03d}.png"
+            image = Image(k + 1, f"images/{name}", side, side, f"{part}-slide-{slide + 1}", f"semantic/{name}")
             with writing(target / image.file_name) as temporary:
                 encoded, content = cv2.imencode(".png", picture[:, :, ::-1])
                 assert encoded, picture.shape
                 temporary.write_bytes(content.tobytes())
+            with writing(maps / image.semantic) as temporary:
+                encoded, content = cv2.imencode(".png", np.array([BACKGROUND, *kinds], np.uint8)[labels])
+                assert encoded, labels.shape
+                temporary.write_bytes(content.tobytes())
             images.append(image)
             for number, kind in enumerate(kinds, start=1):
                 instances.append(_instance(len(instances) + 1, image, kind, labels == number))
-        for path in (target / "images" / part).glob("*.png"):  # of an earlier drawing with more images
-            if path not in {target / image.file_name for image in images}:
-                path.unlink()
-        return Dataset(images, dict(self.categories), instances, target)
+        for folder in (target / "images" / part, maps / "semantic" / part):
+            for path in folder.glob("*.png"):  # of an earlier drawing with more images
+                if path.name not in {Path(image.file_name).name for image in images}:
+                    path.unlink()
+        return Dataset(images, dict(self.categories), instances, target, {BACKGROUND: "background", **self.categories})
 
 
 def _instance(number: int, image: Image, kind: int, mask: np.ndarray) -> Instance:

@@ -17,15 +17,16 @@ number of detections as the only one (there, ``maxDets`` without 100 gives -1).
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import njit
 
-from pipeline.masks import rle_to_crop
-from pipeline.records import Dataset, Detections, Instance, compressed
+from pipeline.metrics.overlaps import Groups, Masks, Pairs, overlaps
+from pipeline.metrics.results import Results
+from pipeline.records import Dataset, Detections
 
 log = logging.getLogger("pipeline.metrics")
 
@@ -35,8 +36,8 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 """The recalls at which precision is read off and averaged."""
 
-_LARGEST_AREA = 1e10
-"""COCOeval's upper bound of "all areas"; what is outside 0..1e10 is ignored."""
+ALL_AREAS = (0.0, 1e10)
+"""COCOeval's "all": smallest and largest area, both included; truths outside are ignored."""
 
 Found = Detections | Sequence[Mapping[str, Any]]
 """Detections, or COCO results records."""
@@ -46,168 +47,136 @@ Found = Detections | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """Detections as columns. `area` is the box's where there are boxes; `rle` is None for a mask of the wrong size."""
+class _Truths:
+    """The truths as pycocotools looks them up: annotations that share an id all stand for the last of them.
 
+    Attributes:
+        index: (G,) int64, into the truth's `instances`.
+        id, image_id, category_id: (G,) int64.
+        area: (G,) float64.
+        crowd: (G,) bool.
+        masks: the G masks.
+    """
+
+    index: np.ndarray
+    id: np.ndarray
     image_id: np.ndarray
     category_id: np.ndarray
-    score: np.ndarray
     area: np.ndarray
-    rle: list[dict[str, Any] | None]
+    crowd: np.ndarray
+    masks: Masks
 
 
-def _columns(truth: Dataset, found: Found) -> _Columns:
-    if isinstance(found, Detections):
-        image_ids, size = found.image_id, {i.id: (i.height, i.width) for i in truth.images}
-        _check_images(truth, image_ids.tolist())
-        rles: list[dict[str, Any] | None] = [found.rle(i, size[int(image_ids[i])]) for i in range(len(found))]
-        return _Columns(image_ids, found.category_id, found.score, np.zeros(len(found)), rles)
-    try:
-        _check_images(truth, [record["image_id"] for record in found])
-        image_ids = np.array([record["image_id"] for record in found], np.int64)
-        boxed = bool(found) and bool(found[0].get("bbox"))
-        return _Columns(
-            image_ids,
-            np.array([record["category_id"] for record in found], np.int64),
-            np.array([record["score"] for record in found], np.float64),
-            np.array([_box_area(record) if boxed else 0.0 for record in found], np.float64),
-            [_mask(truth, record, i) for i, record in enumerate(found)],
-        )
-    except KeyError as error:
-        raise ValueError(f"a record has no {error}; `validate` lists every fault of a submission") from error
-    except TypeError as error:
-        raise ValueError(f"a record is malformed ({error}); `validate` lists every fault of a submission") from error
+def _categories(truth: Dataset) -> list[int]:
+    """The categories that are scored."""
+    return sorted(truth.categories) or sorted({a.category_id for a in truth.instances})
 
 
-def _check_images(truth: Dataset, image_ids: Sequence[Any]) -> None:
-    unknown = sorted(set(image_ids) - set(truth.image), key=str)
-    if unknown:
-        raise ValueError(f"the results speak of image ids that the truth does not have: {unknown[:10]}")
-
-
-def _box_area(record: Mapping[str, Any]) -> float:
-    box = record.get("bbox") or (0, 0, 0, 0)
-    return float(box[2]) * float(box[3])
-
-
-def _mask(truth: Dataset, record: Mapping[str, Any], index: int) -> dict[str, Any] | None:
-    image = truth.image[record["image_id"]]
-    size = (image.height, image.width)
-    try:
-        rle = compressed(record["segmentation"], size)
-        if tuple(rle["size"]) != size:
-            return None
-        rle_to_crop(rle)  # run lengths that do not add up send pycocotools' C code round in circles
-    except (ValueError, TypeError, UnicodeError) as error:
-        raise ValueError(f"record {index}: {error}; `validate` lists every fault of a submission") from error
-    return rle
-
-
-def _truths(truth: Dataset) -> tuple[list[int], dict[tuple[int, int], list[int]]]:
-    """The categories that are scored, and instances' indexes by (image, category), as pycocotools looks them up."""
+def _truths(truth: Dataset) -> _Truths:
     last = {instance.id: index for index, instance in enumerate(truth.instances)}
     if len(last) < len(truth.instances):
         log.warning(
             "the truth has %d annotations but %d ids; like pycocotools, only the last annotation of an id is used",
             len(truth.instances), len(last),
         )  # fmt: skip
-    by_key: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for instance in sorted(truth.instances, key=lambda a: a.image_id):
-        index = last[instance.id]
-        used = truth.instances[index]
-        by_key[used.image_id, used.category_id].append(index)
-    categories = sorted(truth.categories) or sorted({a.category_id for a in truth.instances})
-    return categories, by_key
+    known = set(_categories(truth))
+    chosen = [last[a.id] for a in sorted(truth.instances, key=lambda a: a.image_id)]
+    used = [(i, truth.instances[i]) for i in chosen]
+    used = [(i, a) for i, a in used if a.image_id in truth.image and a.category_id in known]
+    try:
+        masks = Masks.pack(a.rle for _, a in used)
+        _ = masks.areas
+    except ValueError as error:
+        raise ValueError(f"the truth is damaged: {_named(error, [a.id for _, a in used])}") from error
+    return _Truths(
+        np.array([i for i, _ in used], np.int64),
+        np.array([a.id for _, a in used], np.int64),
+        np.array([a.image_id for _, a in used], np.int64),
+        np.array([a.category_id for _, a in used], np.int64),
+        np.array([a.area for _, a in used], np.float64),
+        np.array([a.crowd for _, a in used], bool),
+        masks,
+    )
 
 
-def _outside(area: float) -> bool:
-    return area < 0 or area > _LARGEST_AREA
+def _named(error: ValueError, ids: Sequence[int]) -> str:
+    """``mask 3: …`` with the annotation's id in place of the mask's number."""
+    what, _, why = str(error).partition(": ")
+    number = what.removeprefix("mask ")
+    return f"annotation {ids[int(number)]}: {why}" if number.isdigit() else str(error)
 
 
-def _assign(overlaps: np.ndarray, ignore: np.ndarray, crowd: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+def _results(truth: Dataset, found: Found) -> Results:
+    results = Results.of(found, {image.id: (image.height, image.width) for image in truth.images})
+    unknown = sorted(set(np.unique(results.image_id).tolist()) - set(truth.image))
+    if unknown:
+        raise ValueError(f"the results speak of image ids that the truth does not have: {unknown[:10]}")
+    try:
+        _ = results.masks.areas
+    except ValueError as error:
+        raise ValueError(
+            f"{str(error).replace('mask', 'record', 1)}; `validate` lists every fault of a submission"
+        ) from error
+    return results
+
+
+def _compared(truths: _Truths, results: Results, most: int | None) -> tuple[Groups, Pairs]:
+    """Groups of one image and class, detections best first, and which masks in them overlap."""
+    groups = Groups.make(
+        (results.category_id, results.image_id), (truths.category_id, truths.image_id), results.score, most
+    )
+    return groups, overlaps(results.masks, truths.masks, groups, truths.crowd)
+
+
+@njit(cache=True)
+def _assign(bound_a, bound_b, start, other, iou, ignore, crowd, floors):  # type: ignore[no-untyped-def]
+    chosen = np.full((floors.size, start.size - 1), -1, np.int32)
+    for k in range(bound_a.size - 1):
+        first = bound_b[k]
+        taken = np.zeros(bound_b[k + 1] - first, np.bool_)
+        for t in range(floors.size):
+            taken[:] = False
+            for r in range(bound_a[k], bound_a[k + 1]):
+                best, place = floors[t], -1
+                for skipped in (False, True):
+                    if place >= 0:
+                        break
+                    for p in range(start[r], start[r + 1]):
+                        g = other[p]
+                        if ignore[first + g] != skipped or (taken[g] and not crowd[first + g]):
+                            continue
+                        if iou[p] >= best:
+                            best, place = iou[p], g
+                if place >= 0:
+                    taken[place] = True
+                    chosen[t, r] = first + place
+    return chosen
+
+
+def _assigned(
+    groups: Groups, pairs: Pairs, ignore: np.ndarray, crowd: np.ndarray, thresholds: Sequence[float]
+) -> np.ndarray:
     """Give every detection, best score first, the free truth with the highest IoU that reaches the threshold.
 
     Of equal IoUs the last truth wins; ignored truths are taken only where no other fits; crowds never run out.
 
     Args:
-        overlaps: (D, G) float64, detections in order of score.
-        ignore: (G,) bool.
-        crowd: (G,) bool.
+        ignore, crowd: (G,) bool, by truth.
 
     Returns:
-        (T, D) int64, the truth's index, -1 for none.
+        (T, R) int32, for each grouped detection the place in ``groups.b_rows``, -1 for none.
     """
-    order = np.argsort(ignore, kind="stable")
-    overlaps = overlaps[:, order]
-    skipped, endless = ignore[order].tolist(), crowd[order].tolist()
-    floors = [min(float(t), 1 - 1e-10) for t in thresholds]
-    rows, columns = np.nonzero(overlaps >= min(floors))
-    values = overlaps[rows, columns].tolist()
-    candidates: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for row, column, value in zip(rows.tolist(), columns.tolist(), values, strict=True):
-        candidates[row].append((column, value))
-    assigned = np.full((len(floors), len(overlaps)), -1, np.int64)
-    for t, floor in enumerate(floors):
-        taken = [False] * len(order)
-        for row, options in candidates.items():
-            best, chosen = floor, -1
-            for column, value in options:
-                if taken[column] and not endless[column]:
-                    continue
-                if chosen >= 0 and not skipped[chosen] and skipped[column]:
-                    break
-                if value >= best:
-                    best, chosen = value, column
-            if chosen >= 0:
-                taken[chosen] = True
-                assigned[t, row] = order[chosen]
-    return assigned
+    floors = np.array([min(float(t), 1 - 1e-10) for t in thresholds])
+    if floors.size and not floors.min() > 0:
+        raise ValueError(f"IoU thresholds must be above 0, not {floors.min()}")
+    rows = groups.b_rows
+    return np.asarray(
+        _assign(groups.a, groups.b, pairs.start, pairs.other, pairs.iou, ignore[rows], crowd[rows], floors)
+    )
 
 
-@dataclass(frozen=True)
-class _Pairing:
-    """One image's detections and truths of one category, in order of score, with their overlaps (D, G)."""
-
-    image_id: int
-    category_id: int
-    rows: np.ndarray
-    truths: list[int]
-    overlaps: np.ndarray
-    ignore: np.ndarray
-    crowd: np.ndarray
-
-
-def _pairings(truth: Dataset, columns: _Columns, max_detections: int | None) -> Iterator[_Pairing]:
-    from pycocotools import mask as coco_mask
-
-    categories, by_key = _truths(truth)
-    rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for row, key in enumerate(zip(columns.image_id.tolist(), columns.category_id.tolist(), strict=True)):
-        rows_of[key].append(row)
-    keys = set(rows_of) | set(by_key)
-    known = set(categories)
-    for category_id, image_id in sorted((c, i) for i, c in keys if c in known and i in truth.image):
-        rows = np.array(rows_of.get((image_id, category_id), []), np.int64)
-        rows = rows[np.argsort(-columns.score[rows], kind="stable")][:max_detections]
-        truths = by_key.get((image_id, category_id), [])
-        instances = [truth.instances[i] for i in truths]
-        crowd = np.array([a.crowd for a in instances], bool)
-        ignore = crowd | np.array([_outside(a.area) for a in instances], bool)
-        overlaps = np.zeros((len(rows), len(truths)))
-        masks = [columns.rle[row] for row in rows]
-        usable = [i for i, mask in enumerate(masks) if mask is not None]
-        if usable and truths:
-            wanted = [_checked(a) for a in instances]
-            overlaps[usable] = coco_mask.iou([masks[i] for i in usable], wanted, crowd.astype(int).tolist())
-        yield _Pairing(image_id, category_id, rows, truths, overlaps, ignore, crowd)
-
-
-def _checked(instance: Instance) -> dict[str, Any]:
-    try:
-        rle_to_crop(instance.rle)
-    except ValueError as error:
-        raise ValueError(f"the truth's annotation {instance.id} is damaged: {error}") from error
-    return instance.rle
+def _outside(areas: np.ndarray, within: tuple[float, float]) -> np.ndarray:
+    return np.asarray((areas < within[0]) | (areas > within[1]))
 
 
 @dataclass(frozen=True)
@@ -246,20 +215,24 @@ def match(truth: Dataset, found: Found, iou: float = 0.5, max_detections: int | 
     Raises:
         ValueError: an image id that the truth does not have; a damaged mask.
     """
-    columns = _columns(truth, found)
-    n = len(columns.score)
-    result = Match(np.full(n, -1, np.int64), np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool))
-    for pair in _pairings(truth, columns, max_detections):
-        result.ranked[pair.rows] = True
-        if not pair.truths or not len(pair.rows):
-            continue
-        chosen = _assign(pair.overlaps, pair.ignore, pair.crowd, [iou])[0]
-        hit = np.flatnonzero(chosen >= 0)
-        result.best[pair.rows] = pair.overlaps.max(axis=1)
-        result.truth[pair.rows[hit]] = np.array(pair.truths, np.int64)[chosen[hit]]
-        result.iou[pair.rows[hit]] = pair.overlaps[hit, chosen[hit]]
-        result.ignored[pair.rows[hit]] = pair.ignore[chosen[hit]]
-    return result
+    results, truths = _results(truth, found), _truths(truth)
+    groups, pairs = _compared(truths, results, max_detections)
+    ignore = truths.crowd | _outside(truths.area, ALL_AREAS)
+    chosen = _assigned(groups, pairs, ignore, truths.crowd, [iou])[0]
+    n = len(results)
+    found_by = Match(np.full(n, -1, np.int64), np.zeros(n), np.zeros(n), np.zeros(n, bool), np.zeros(n, bool))
+    rows = groups.a_rows
+    found_by.ranked[rows] = np.isin(results.category_id[rows], _categories(truth))
+    hit = np.flatnonzero(chosen >= 0)
+    target = groups.b_rows[chosen[hit]]
+    found_by.truth[rows[hit]] = truths.index[target]
+    found_by.ignored[rows[hit]] = ignore[target]
+    row = np.repeat(np.arange(len(rows)), np.diff(pairs.start))
+    np.maximum.at(found_by.best, rows[row], pairs.iou)
+    place = groups.b[np.searchsorted(groups.a, row, side="right") - 1] + pairs.other
+    same = chosen[row] == place
+    found_by.iou[rows[row[same]]] = pairs.iou[same]
+    return found_by
 
 
 # ---------------------------------------------------------------- precision -------------------------------------------
@@ -272,6 +245,7 @@ class Ranking:
     Attributes:
         image_id: (N,) int64.
         score: (N,) float64, descending.
+        rank: (N,) int64, the place among the image's own, from 0.
         matched: (T, N) bool, overlaps a truth that was free.
         hit: (T, N) bool, counts as a true positive: `matched`, but for truths with annotation id 0.
         ignored: (T, N) bool, counts neither way.
@@ -280,6 +254,7 @@ class Ranking:
 
     image_id: np.ndarray
     score: np.ndarray
+    rank: np.ndarray
     matched: np.ndarray
     hit: np.ndarray
     ignored: np.ndarray
@@ -291,7 +266,7 @@ class Ranking:
         Args:
             cap: count at most so many truths per image as findable.
         """
-        positives = sum(n if cap is None else min(n, cap) for n in self.truths.values())
+        positives = self._positives(cap)
         if not positives:
             return None
         curves = np.zeros((len(self.hit), len(RECALLS)))
@@ -305,6 +280,21 @@ class Ranking:
             reached = place < len(envelope)
             curves[t, reached] = envelope[place[reached]]
         return curves
+
+    def recall(self, max_detections: int | None = None) -> np.ndarray | None:
+        """(T,) share of the truths that are found; None where there is nothing to find.
+
+        Args:
+            max_detections: look only at so many of an image's best; at all that were matched by default.
+        """
+        positives = self._positives()
+        if not positives:
+            return None
+        looked = slice(None) if max_detections is None else self.rank < max_detections
+        return (self.hit & ~self.ignored)[:, looked].sum(axis=1) / positives
+
+    def _positives(self, cap: int | None = None) -> int:
+        return sum(n if cap is None else min(n, cap) for n in self.truths.values())
 
 
 @dataclass(frozen=True)
@@ -327,6 +317,15 @@ class Evaluation:
         chosen = self.rankings.values() if category_id is None else [self.rankings[category_id]]
         curves = [curve[rows] for ranking in chosen if (curve := ranking.precision(cap)) is not None]
         return float(np.mean(curves)) if curves else -1.0
+
+    def recall(self, max_detections: int | None = None) -> float:
+        """Average recall, the mean over thresholds and over classes that have truths; -1 where none has.
+
+        Args:
+            max_detections: look only at so many of an image's best of a class.
+        """
+        parts = [r for ranking in self.rankings.values() if (r := ranking.recall(max_detections)) is not None]
+        return float(np.mean(parts)) if parts else -1.0
 
     def true_positives(self, threshold: float) -> dict[int, int]:
         """By image id, how many truths were really found, over all classes; every image with truths or detections."""
@@ -361,36 +360,61 @@ def evaluate(
     Raises:
         ValueError: an image id that the truth does not have; a damaged mask.
     """
+    return evaluate_areas(truth, found, [ALL_AREAS], thresholds, max_detections)[0]
+
+
+def evaluate_areas(
+    truth: Dataset,
+    found: Found,
+    areas: Sequence[tuple[float, float]],
+    thresholds: Sequence[float] | np.ndarray = THRESHOLDS,
+    max_detections: int = 100,
+) -> list[Evaluation]:
+    """`evaluate` for several ranges of area, each (smallest, largest), both included.
+
+    Truths outside a range are ignored, and so are detections outside that match none. A detection's area is that of its
+    box where the first record has a box, else its mask's: so pycocotools has it.
+    """
     steps = [float(t) for t in thresholds]
-    columns = _columns(truth, found)
-    categories, _ = _truths(truth)
-    parts: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = {c: [] for c in categories}
-    truths: dict[int, dict[int, int]] = {c: {} for c in categories}
-    for pair in _pairings(truth, columns, max_detections):
-        wanted = int((~pair.ignore).sum())
-        if wanted:
-            truths[pair.category_id][pair.image_id] = wanted
-        if not len(pair.rows):
-            continue
-        chosen = np.full((len(steps), len(pair.rows)), -1, np.int64)
-        if pair.truths:
-            chosen = _assign(pair.overlaps, pair.ignore, pair.crowd, steps)
-        ids = np.array([truth.instances[i].id for i in pair.truths] + [0], np.int64)  # the last for "none", index -1
-        ignore = np.append(pair.ignore, False)
-        hit = ids[chosen] != 0
-        outside = np.array([_outside(area) for area in columns.area[pair.rows]], bool)
-        ignored = ignore[chosen] | (~hit & outside)
-        parts[pair.category_id].append((pair.rows, chosen >= 0, hit, ignored))
+    results, truths = _results(truth, found), _truths(truth)
+    groups, pairs = _compared(truths, results, max_detections)
+    return [_evaluated(truth, truths, results, groups, pairs, within, steps, max_detections) for within in areas]
+
+
+def _evaluated(
+    truth: Dataset,
+    truths: _Truths,
+    results: Results,
+    groups: Groups,
+    pairs: Pairs,
+    within: tuple[float, float],
+    steps: list[float],
+    max_detections: int,
+) -> Evaluation:
+    ignore = truths.crowd | _outside(truths.area, within)
+    chosen = _assigned(groups, pairs, ignore, truths.crowd, steps)
+    matched = chosen >= 0
+    # the last for "none", index -1
+    ids = np.append(truths.id[groups.b_rows], 0)
+    hit = ids[chosen] != 0
+    ignored = np.append(ignore[groups.b_rows], False)[chosen]
+    ignored |= ~hit & _outside(results.areas[groups.a_rows], within)
+    rank = np.arange(len(groups.a_rows)) - np.repeat(groups.a[:-1], np.diff(groups.a))
+    wanted = np.concatenate([[0], np.cumsum(~ignore[groups.b_rows])])[groups.b]
+    wanted = wanted[1:] - wanted[:-1]
     rankings = {}
-    for category_id, pieces in parts.items():
-        rows = np.concatenate([p[0] for p in pieces]) if pieces else np.zeros(0, np.int64)
-        order = np.argsort(-columns.score[rows], kind="stable")
-        flags = [
-            np.concatenate([p[k] for p in pieces], axis=1)[:, order] if pieces else np.zeros((len(steps), 0), bool)
-            for k in (1, 2, 3)
-        ]
-        rows = rows[order]
+    for category_id in _categories(truth):
+        low, high = np.searchsorted(groups.key[:, 0], [category_id, category_id + 1])
+        own = slice(groups.a[low], groups.a[high])
+        rows = groups.a_rows[own]
+        order = np.argsort(-results.score[rows], kind="stable")
         rankings[category_id] = Ranking(
-            columns.image_id[rows], columns.score[rows], flags[0], flags[1], flags[2], truths[category_id]
+            results.image_id[rows[order]],
+            results.score[rows[order]],
+            rank[own][order],
+            matched[:, own][:, order],
+            hit[:, own][:, order],
+            ignored[:, own][:, order],
+            {int(i): int(n) for i, n in zip(groups.key[low:high, 1], wanted[low:high], strict=True) if n},
         )
     return Evaluation(np.array(steps), max_detections, rankings)

@@ -93,6 +93,39 @@ def test_test_truth_is_kept_apart(tmp_path: Path) -> None:
     assert {name for name, value in result["classes"].items() if value} <= {"round", "spindle", "spiky", "ring"}
 
 
+def test_semantic_maps_say_what_the_instances_say(tmp_path: Path) -> None:
+    prepared = COMPETITION.read(None, OPTIONS, 3, tmp_path)
+    truth = Dataset.read(tmp_path / TRUTH)
+    assert [image.semantic for image in prepared.test.images] == ["", ""] and prepared.test.semantic_classes == {}
+    for dataset in (prepared.train, truth):
+        assert dataset.semantic_classes == {0: "background", 1: "round", 2: "spindle", 3: "spiky", 4: "ring"}
+        for image in dataset.images:
+            painted = np.zeros((image.height, image.width), np.uint8)
+            for instance in dataset.by_image[image.id]:
+                (x0, y0, x1, y1), mask = rle_to_crop(instance.rle)
+                painted[y0:y1, x0:x1][mask > 0] = instance.category_id
+            stored = cv2.imread(str(dataset.root / image.semantic), cv2.IMREAD_UNCHANGED)
+            np.testing.assert_array_equal(stored, painted)
+    COMPETITION.read(None, {**OPTIONS, "images": 2}, 3, tmp_path)
+    assert len(list((tmp_path / "semantic" / "train").iterdir())) == 2
+
+
+def test_scene_measures(tmp_path: Path) -> None:
+    COMPETITION.read(None, OPTIONS, 0, tmp_path)
+    truth = Dataset.read(tmp_path / TRUTH)
+    records = [
+        {"image_id": i.image_id, "category_id": i.category_id, "score": 1.0, "segmentation": i.rle}
+        for i in truth.instances
+    ]
+    perfect = COMPETITION.score(truth, records)
+    assert {perfect[k] for k in ("pixel_accuracy", "miou", "pq", "sq", "rq")} == {1.0}
+    assert set(perfect["iou_classes"]) == {"background", "round", "spindle", "spiky", "ring"}
+    worse = COMPETITION.score(truth, records[1:])
+    assert all(worse[k] < 1 for k in ("pixel_accuracy", "miou", "pq", "rq")) and worse["sq"] <= 1
+    (tmp_path / "elsewhere.json").write_bytes((tmp_path / TRUTH).read_bytes())  # the maps do not go with it
+    assert COMPETITION.score(Dataset.read(tmp_path / "elsewhere.json"), records) == perfect
+
+
 def test_one_image_without_a_cell_option(tmp_path: Path) -> None:
     prepared = COMPETITION.read(None, {"images": 2, "test_images": 1, "size": 64, "cells": 1}, 0, tmp_path)
     assert len(prepared.train.instances) <= 2

@@ -67,6 +67,10 @@ class Archive:
         if self._zip is not None:
             self._zip.close()
 
+    def file(self, name: str) -> Path | None:
+        """Where a file lies on this machine; None for a zip's member."""
+        return self.path / name if self._zip is None else None
+
     def read(self, name: str) -> bytes:
         """A file's bytes.
 

@@ -71,6 +71,11 @@ class Bundle:
     ) -> None:
         self._stack.close()
 
+    def file(self, name: str) -> Path | None:
+        """Where a file lies on this machine; None for a zip's member."""
+        archive, member = self._where[name]
+        return archive.file(member)
+
     def read(self, name: str) -> bytes:
         """A file's bytes.
 

@@ -72,7 +72,7 @@ class CocoCompetition:
     def write(self, detections: Detections, test: Dataset, path: Path) -> None:
         coco_results.write_zip(self.records(detections, test), path, self.member)
 
-    def read_submission(self, path: Path, images: Dataset | None = None) -> list[dict[str, Any]]:
+    def read_submission(self, path: Path, images: Dataset | None = None) -> Sequence[dict[str, Any]]:
         return coco_results.read_records(path, self.member, images)
 
     def read_truth(self, path: Path) -> Dataset:

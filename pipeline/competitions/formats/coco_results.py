@@ -32,18 +32,20 @@ KEYS = ("image_id", "bbox", "score", "category_id", "segmentation")
 # ---------------------------------------------------------------- reading ---------------------------------------------
 
 
-def load(path: Path, member: str, images: Dataset | None = None) -> tuple[Any, list[Problem]]:
+def load(path: Path, member: str, images: Dataset | None = None, most: int | None = None) -> tuple[Any, list[Problem]]:
     """The JSON value of a submission, told by its content to be a zip, Parquet or bare JSON.
 
     Args:
         member: the name that the zip's one file should have; any other single JSON file is read too, with a problem.
         images: the images' sizes, for a Detections file.
+        most: bytes of JSON, for competitions whose submissions may be larger than `MAX_JSON_BYTES`.
 
     Returns:
         The value, None when it cannot be read; and what is wrong with the container.
     """
+    most = most or MAX_JSON_BYTES
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if path.stat().st_size > most:
             return None, [
                 Problem("error", path.name, f"holds {path.stat().st_size:,} bytes, too large for a submission")
             ]
@@ -54,7 +56,7 @@ def load(path: Path, member: str, images: Dataset | None = None) -> tuple[Any, l
     except OSError as error:
         return None, [Problem("error", str(path), f"cannot be read: {error.strerror}")]
     if head[:2] == b"PK" or path.suffix.lower() == ".zip":
-        content, problems = _from_zip(path, member)
+        content, problems = _from_zip(path, member, most)
     elif head == b"PAR1":
         return _from_parquet(path, images)
     else:
@@ -71,7 +73,7 @@ def load(path: Path, member: str, images: Dataset | None = None) -> tuple[Any, l
         return None, [*problems, Problem("error", path.name, what, "not JSON")]
 
 
-def _from_zip(path: Path, member: str) -> tuple[bytes | None, list[Problem]]:
+def _from_zip(path: Path, member: str, most: int) -> tuple[bytes | None, list[Problem]]:
     def error(text: str) -> Problem:
         return Problem("error", path.name, text, "archive")
 
@@ -90,7 +92,7 @@ def _from_zip(path: Path, member: str) -> tuple[bytes | None, list[Problem]]:
             elif others:
                 text = f"holds {', '.join(others[:SHOWN])}{' …' if len(others) > SHOWN else ''} beside {member}"
                 problems.append(Problem("warning", path.name, text, "archive"))
-            if chosen.file_size > MAX_JSON_BYTES:
+            if chosen.file_size > most:
                 return None, [
                     *problems,
                     error(f"{chosen.filename} unpacks to {chosen.file_size:,} bytes, not a submission"),
@@ -260,7 +262,12 @@ def write_zip(records: Sequence[Mapping[str, Any]], path: Path, member: str) -> 
 
 
 def check(
-    path: Path, member: str, ids: Dataset, categories: Iterable[int], max_detections: int | None
+    path: Path,
+    member: str,
+    ids: Dataset,
+    categories: Iterable[int],
+    max_detections: int | None,
+    most: int | None = None,
 ) -> list[Problem]:
     """Every problem of a submission.
 
@@ -269,8 +276,9 @@ def check(
         ids: the images that may be, and should be, spoken of.
         categories: the category ids that count.
         max_detections: more detections than this on one image (and class) is worth a warning.
+        most: see `load`.
     """
-    value, problems = load(path, member, ids)
+    value, problems = load(path, member, ids, most)
     if value is None:
         return problems
     return problems + check_records(value, ids, categories, max_detections)

@@ -8,6 +8,7 @@ seconds.
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +77,13 @@ class Mask:
     binary: bool
 
 
-def read_mask(content: bytes, height: int, width: int) -> Mask:
+def read_mask(content: bytes, height: int, width: int, least: int | None = None) -> Mask:
     """Read a mask image of a known size.
 
     A pixel is the object's when its value is at least 128; in a file without such values, when it is not zero.
+
+    Args:
+        least: the smallest value that is the object's, where a competition has another rule.
 
     Raises:
         ValueError: the file is damaged or has another size.
@@ -87,8 +91,9 @@ def read_mask(content: bytes, height: int, width: int) -> Mask:
     png = parse(content)
     if (png.height, png.width) != (height, width):
         raise ValueError(f"it is {png.width}x{png.height} pixels, the image is {width}x{height}")
-    if (png.depth, png.colour, png.interlaced) == (8, _GREY, False):
-        expected = height * (width + 1)
+    if png.depth in (1, 8) and (png.colour, png.interlaced) == (_GREY, False):
+        across = width if png.depth == 8 else (width + 7) // 8
+        expected = height * (across + 1)
         inflater = zlib_ng.decompressobj()
         try:
             raw = inflater.decompress(png.data, expected)
@@ -96,10 +101,31 @@ def read_mask(content: bytes, height: int, width: int) -> Mask:
             raise ValueError(f"its pixels cannot be unpacked ({error})") from error
         if len(raw) != expected:
             raise ValueError(f"it holds {len(raw):,} of {expected:,} bytes of pixels")
-        first, band = _object_rows(np.frombuffer(raw, np.uint8).reshape(height, width + 1))
+        first, band = _object_rows(np.frombuffer(raw, np.uint8).reshape(height, across + 1))
+        if png.depth == 1:  # filters work on whole bytes, of eight pixels each
+            band = np.unpackbits(band, axis=1)[:, :width] * np.uint8(255)
     else:
         first, band = 0, _decode(content)
-    return _cut(band, first)
+    return _cut(band, first, least)
+
+
+def write_mask(crop: np.ndarray, box: np.ndarray, height: int, width: int) -> bytes:
+    """A one-bit PNG of a mask: 0 everywhere but where the crop is not zero. The same mask gives the same bytes.
+
+    Args:
+        crop: (y1 - y0, x1 - x0) of 0 and 1.
+        box: half-open x0, y0, x1, y1 inside the image.
+    """
+    x0, y0, x1, y1 = (int(v) for v in box)
+    rows = np.zeros((height, 1 + (width + 7) // 8), np.uint8)  # a filter byte of 0, None, before each row
+    band = np.zeros((y1 - y0, width), np.uint8)
+    band[:, x0:x1] = crop
+    rows[y0:y1, 1:] = np.packbits(band, axis=1)
+    header = struct.pack(">IIBBBBB", width, height, 1, _GREY, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
+    return _SIGNATURE + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 def _decode(content: bytes) -> np.ndarray:
@@ -113,9 +139,9 @@ def _decode(content: bytes) -> np.ndarray:
     return np.asarray(pixels >> 8 if pixels.dtype == np.uint16 else pixels).astype(np.uint8)
 
 
-def _cut(band: np.ndarray, first: int) -> Mask:
+def _cut(band: np.ndarray, first: int, least: int | None) -> Mask:
     binary = bool(((band == 0) | (band == 255)).all())
-    threshold = 128 if band.size and band.max() >= 128 else 1
+    threshold = least or (128 if band.size and band.max() >= 128 else 1)
     mask = band >= threshold
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
