@@ -1,0 +1,573 @@
+"""Submissions as OpenImages' segmentation challenge has them: one CSV row an image, all its masks in one string.
+
+::
+
+    id,height,width,prediction_string
+    abc,4,5,0 0.9 eNozNTL29zcyAgAGZAGd
+    def,4,5,
+
+The string is triples of label, confidence and mask, joined by spaces, blank where nothing was found. A mask is the text of
+COCO's compressed run lengths, packed with zlib and written in base64 (the organisers' `encode_binary_mask`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import difflib
+import io
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pipeline.competitions import CompetitionError, Problem
+from pipeline.competitions.formats.faults import Faults
+from pipeline.files import writing
+from pipeline.masks import FOREGROUND, rle_to_crop
+from pipeline.records import Dataset, Detections, Image
+
+COLUMNS = ("id", "height", "width", "prediction_string")
+
+MAX_BYTES = 512 << 20
+"""A larger file is refused unread."""
+
+MAX_PIXELS = 1 << 28
+"""A row that says its image is larger is not believed."""
+
+LONGEST_COUNT = 7
+"""Characters of the longest run length; a packed mask that unpacks to more than this for every pixel is no mask."""
+
+
+# ---------------------------------------------------------------- masks -----------------------------------------------
+
+
+def encode_mask(rle: Mapping[str, Any]) -> str:
+    """A compressed COCO RLE as base64 of its zlib-packed counts."""
+    counts = rle["counts"]
+    return base64.b64encode(zlib.compress(counts.encode() if isinstance(counts, str) else counts, 9)).decode()
+
+
+def decode_mask(text: str, size: Sequence[int]) -> dict[str, Any]:
+    """The compressed COCO RLE of a string, for an image of `size` (height, width).
+
+    Raises:
+        ValueError: it is not base64, not zlib's, or no mask of this size; the message says which.
+    """
+    height, width = int(size[0]), int(size[1])
+    try:
+        packed = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"the mask is not base64: {error}") from error
+    inflater = zlib.decompressobj()
+    try:
+        counts = inflater.decompress(packed, LONGEST_COUNT * (height * width + 2))
+    except zlib.error as error:
+        raise ValueError(f"the mask is not packed with zlib: {error}") from error
+    if not inflater.eof:
+        raise ValueError("the mask is cut off" if not inflater.unconsumed_tail else "the mask unpacks to far too much")
+    try:
+        rle = {"size": [height, width], "counts": counts.decode("ascii")}
+    except UnicodeDecodeError as error:
+        raise ValueError("the mask does not hold COCO's run lengths") from error
+    rle_to_crop(rle)
+    return rle
+
+
+# ---------------------------------------------------------------- rows ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it stands in the file, and its line (from 1, the header)."""
+
+    id: str
+    height: str
+    width: str
+    predictions: str
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file under the names that its header has for the four columns, and columns that should not be.
+
+    `names` has the file's own name of each column that was found; a column that is missing has empty cells.
+    """
+
+    rows: list[Row]
+    names: dict[str, str]
+    spare: list[str]
+
+    @property
+    def missing(self) -> list[str]:
+        return [column for column in COLUMNS if column not in self.names]
+
+
+def load(path: Path) -> Table:
+    """Read the file as rows, whatever is in them.
+
+    Raises:
+        CompetitionError: there is no such file, it is too large, or no CSV with an id and a prediction string.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CompetitionError(f"{path} holds {path.stat().st_size:,} bytes, too large for a submission")
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise CompetitionError(f"there is no file {path}") from error
+    except OSError as error:
+        raise CompetitionError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CompetitionError(f"{path} is not a CSV: {error}") from error
+    try:
+        with _long_fields():
+            lines = list(_numbered(text))
+    except csv.Error as error:
+        raise CompetitionError(f"{path} is not a CSV: {error}") from error
+    if not lines or (len(lines) == 1 and not any(lines[0][1])):
+        raise CompetitionError(f"{path} is empty; its first line must be {','.join(COLUMNS)}")
+    header = [name.strip() for name in lines[0][1]]
+    names = _names(header)
+    if not {"id", "prediction_string"} <= set(names):
+        raise CompetitionError(
+            f"{path} has no column {COLUMNS[0]} and {COLUMNS[3]}: its first line must be {','.join(COLUMNS)}, "
+            f"and is {_short(','.join(header))}"
+        )
+    place = {column: header.index(name) for column, name in names.items()}
+
+    def cell(cells: list[str], column: str) -> str:
+        return cells[place[column]].strip() if column in place and place[column] < len(cells) else ""
+
+    rows = []
+    for line, cells in lines[1:]:
+        if any(cells):
+            name, height, width, predictions = (cell(cells, column) for column in COLUMNS)
+            rows.append(Row(name, height, width, predictions, line))
+    return Table(rows, names, [name for name in header if name not in names.values()])
+
+
+def _numbered(text: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""))
+    for cells in reader:
+        yield reader.line_num, cells
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """The masks of an image are longer than the csv module lets a field be."""
+    limit = csv.field_size_limit(MAX_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _names(header: Sequence[str]) -> dict[str, str]:
+    """The header's name of each column: its own, else the nearest that means nothing else."""
+    names = {column: column for column in COLUMNS if column in header}
+    for column in COLUMNS:
+        if column not in names:
+            spare = {name.lower(): name for name in header if name not in COLUMNS and name not in names.values()}
+            near = difflib.get_close_matches(column, spare, n=1, cutoff=0.6)
+            if near:
+                names[column] = spare[near[0]]
+    return names
+
+
+def write_rows(rows: Iterable[Row], path: Path) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows((row.id, row.height, row.width, row.predictions) for row in rows)
+    with writing(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def name_of(image: Image) -> str:
+    """An image's id in the CSV: its file's name without folder and extension."""
+    return PurePosixPath(image.file_name).stem
+
+
+# ---------------------------------------------------------------- detections there and back ---------------------------
+
+
+def write(detections: Detections, test: Dataset, path: Path, label: str, category_id: int) -> None:
+    """Write the detections of one category, image by image as in `test`, best first; empty masks are left out.
+
+    Args:
+        label: the category's name in the file.
+
+    Raises:
+        CompetitionError: there are detections on images that are not in `test`.
+    """
+    unknown = sorted(set(detections.image_id.tolist()) - set(test.image))
+    if unknown:
+        raise CompetitionError(f"there are detections on images that are not to be submitted: {unknown[:10]}")
+    rows_of: dict[int, list[int]] = {image.id: [] for image in test.images}
+    for i in np.argsort(-detections.score, kind="stable").tolist():
+        if detections.category_id[i] == category_id and (detections.crop(i) >= FOREGROUND).any():
+            rows_of[int(detections.image_id[i])].append(i)
+    rows = []
+    for image in test.images:
+        size = (image.height, image.width)
+        masks = [
+            f"{label} {float(detections.score[i])!r} {encode_mask(detections.rle(i, size))}" for i in rows_of[image.id]
+        ]
+        rows.append(Row(name_of(image), str(image.height), str(image.width), " ".join(masks)))
+    write_rows(rows, path)
+
+
+def read(path: Path, category_id: int, images: Dataset | None = None) -> list[dict[str, Any]]:
+    """The COCO results records of a submission, all of one category.
+
+    Args:
+        images: gives the images their ids; without it an image's id is the place of its name among all, from 1.
+
+    Raises:
+        CompetitionError: the file cannot be read; the message names the line.
+    """
+    table = load(path)
+    if images is None:
+        number = {name: k for k, name in enumerate(sorted({row.id for row in table.rows}), start=1)}
+    else:
+        number = {name_of(image): image.id for image in images.images}
+    records = []
+    for row in table.rows:
+        if row.id not in number:
+            near = difflib.get_close_matches(row.id, number, n=1, cutoff=0.8)
+            hint = f" (is it {near[0]}?)" if near else ""
+            raise CompetitionError(f"{path}, line {row.line}: there is no image {_short(row.id)}{hint}")
+        try:
+            size = _size(row, None if images is None else images.image[number[row.id]])
+            for _, score, mask in _triples(row.predictions):
+                rle = decode_mask(mask, size)
+                x0, y0, x1, y1 = (float(v) for v in rle_to_crop(rle)[0])
+                records.append(
+                    {
+                        "image_id": number[row.id],
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "score": _confidence(score),
+                        "category_id": category_id,
+                        "segmentation": rle,
+                    }
+                )
+        except ValueError as error:
+            text = f"{path}, line {row.line} ({_short(row.id)}): {error}; `validate` lists every fault of a submission"
+            raise CompetitionError(text) from error
+    return records
+
+
+def _size(row: Row, image: Image | None) -> tuple[int, int]:
+    """Height and width of a row's image.
+
+    Raises:
+        ValueError: they are no sizes, or not the image's.
+    """
+    try:
+        size = (int(row.height), int(row.width))
+    except ValueError as error:
+        raise ValueError(f"height and width are {_short(row.height)!r} and {_short(row.width)!r}") from error
+    if image is not None and size != (image.height, image.width):
+        raise ValueError(
+            f"the row says {size[0]} high and {size[1]} wide, the image is {image.height} and {image.width}"
+        )
+    if min(size) <= 0 or size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"no image is {size[0]} high and {size[1]} wide")
+    return size
+
+
+def _confidence(text: str) -> float:
+    value = _number(text)
+    if value is None or not math.isfinite(value):
+        raise ValueError(f"the confidence {_short(text)!r} is not a finite number")
+    return value
+
+
+def _triples(text: str) -> list[tuple[str, str, str]]:
+    """Label, confidence and mask of every detection.
+
+    Raises:
+        ValueError: they are not triples.
+    """
+    words = text.split()
+    if len(words) % 3:
+        raise ValueError(f"the prediction string has {len(words)} parts, which are no triples of label, score and mask")
+    return [(words[k], words[k + 1], words[k + 2]) for k in range(0, len(words), 3)]
+
+
+# ---------------------------------------------------------------- checking --------------------------------------------
+
+
+def check(path: Path, ids: Dataset, label: str) -> list[Problem]:
+    """Every problem of a submission for these images.
+
+    Args:
+        label: the one label that there is.
+    """
+    try:
+        table = load(path)
+    except CompetitionError as error:
+        return [Problem("error", path.name, str(error), "file")]
+    faults = Faults()
+    _check_columns(table, path, faults)
+    known = {name_of(image): image for image in ids.images}
+    times = Counter(row.id for row in table.rows)
+    masks: Counter[tuple[str, str]] = Counter()
+    scores: list[float] = []
+    for row in table.rows:
+        place = f"line {row.line} ({_short(row.id)})"
+        if times[row.id] > 1:
+            faults.add(
+                "error", "id", "the id stands there more than once; an image has one row for all its masks", place
+            )
+        if row.id not in known:
+            hint = "; ids have no folder and no extension" if _stem(row.id) in known else ""
+            faults.add(
+                "error", "id", f"there is no test image of this id; the scorer refuses the whole file{hint}", place
+            )
+            continue
+        image = known[row.id]
+        _check_size(row, image, table, place, faults)
+        for mask, score in _check_predictions(row, image, label, place, faults):
+            masks[row.id, mask] += 1
+            scores.append(score)
+    for name in sorted(set(known) - set(times)):
+        faults.add(
+            "error", "id", "has no row; every image needs one, with a blank string where nothing was found", name
+        )
+    for (name, _), count in masks.items():
+        if count > 1:
+            faults.add("warning", "duplicate", "the same mask more than once; all but one are false", name)
+    if known and not any(row.predictions for row in table.rows):
+        faults.add("warning", "count", "holds no detection at all", path.name)
+    if len(scores) >= 20:
+        value, count = Counter(scores).most_common(1)[0]
+        if count > len(scores) / 2:
+            text = "more than half of the scores are the same; the metric ranks by score"
+            faults.add("warning", "score", text, f"{count} of {len(scores)} detections ({value})")
+    return faults.problems()
+
+
+def _check_columns(table: Table, path: Path, faults: Faults) -> None:
+    for column, name in table.names.items():
+        if name != column:
+            faults.add("error", "column", f"the column {name!r} should be {column!r}", path.name)
+    for column in table.missing:
+        faults.add("error", "column", f"the column {column!r} is missing", path.name)
+    for name in table.spare:
+        faults.add("error", "column", f"the column {name!r} should not be there (pandas: index=False)", path.name)
+
+
+def _check_size(row: Row, image: Image, table: Table, place: str, faults: Faults) -> None:
+    if "height" in table.missing or "width" in table.missing:
+        return
+    if (row.height, row.width) != (str(image.height), str(image.width)):
+        swapped = "; they are exchanged" if (row.width, row.height) == (str(image.height), str(image.width)) else ""
+        text = f"height and width are not the image's{swapped}"
+        detail = f"{place} ({_short(row.height)} and {_short(row.width)}, not {image.height} and {image.width})"
+        faults.add("error", "size", text, detail)
+
+
+def _check_predictions(row: Row, image: Image, label: str, place: str, faults: Faults) -> list[tuple[str, float]]:
+    """The mask and the score of every detection that is sound."""
+    try:
+        triples = _triples(row.predictions)
+    except ValueError as error:
+        faults.add("error", "structure", str(error), place)
+        return []
+    found = []
+    for number, (name, score, mask) in enumerate(triples, start=1):
+        where = f"{place}, mask {number}"
+        if name != label:
+            hint = "; labels count from 0" if name == "1" else ""
+            faults.add("error", "label", f"the label is not {label}{hint}", f"{where} ({_short(name)})")
+        value = _number(score)
+        if value is None or not math.isfinite(value):
+            faults.add("error", "score", "the confidence is not a finite number", f"{where} ({_short(score)})")
+        elif not 0 <= value <= 1:
+            faults.add("error", "score", "the confidence is outside 0..1", f"{where} ({value})")
+        try:
+            rle = decode_mask(mask, (image.height, image.width))
+        except ValueError as error:
+            hint = "; it was written as Python shows bytes: decode them first" if _LITERAL.fullmatch(mask) else ""
+            faults.add("error", "mask", _kind_of(error) + hint, f"{where} ({error})")
+            continue
+        if not rle_to_crop(rle)[1].size:
+            faults.add("error", "mask", "the mask is empty: it can only be a false positive", where)
+        elif value is not None and math.isfinite(value):
+            found.append((rle["counts"], value))
+    return found
+
+
+def _kind_of(error: ValueError) -> str:
+    """What is wrong with a mask, without the numbers that differ from mask to mask."""
+    text = str(error)
+    if "pixels, its size" in text:
+        return "the mask is not of the image's size; bring masks back to the original image"
+    return text.split(":")[0]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+# ---------------------------------------------------------------- repairing -------------------------------------------
+
+_LITERAL = re.compile(r"b'([^']*)'|b\"([^\"]*)\"")
+"""Bytes as Python shows them, which is what comes of formatting them into a string."""
+
+
+def fix(path: Path, ids: Dataset, target: Path, label: str) -> list[str]:
+    """Write a copy in which everything is mended that can only have been meant in one way; the rest is left as it is.
+
+    Returns:
+        What was changed, in plain words.
+
+    Raises:
+        CompetitionError: the file cannot be read, speaks of none of the images, or nothing can be mended with certainty.
+    """
+    table = load(path)
+    known = {name_of(image): image for image in ids.images}
+    changes = [f"column {name!r} renamed {column!r}" for column, name in table.names.items() if name != column]
+    changes += [f"column {column!r} added" for column in table.missing]
+    changes += [f"column {name!r} removed" for name in table.spare]
+    rows, said = _fix_ids(table.rows, known)
+    if not rows and known:
+        raise CompetitionError(f"{path} speaks of none of the {len(known)} test images; is it of another competition?")
+    changes += said
+    rows, said = _fix_predictions(rows, known, label)
+    changes += said
+    rows, said = _fix_sizes(rows, known, table)
+    changes += said
+    if not changes:
+        raise CompetitionError(f"{path}: there is nothing that can be repaired with certainty")
+    write_rows(rows, target)
+    return changes
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).stem
+
+
+def _fix_ids(rows: Sequence[Row], known: Mapping[str, Image]) -> tuple[list[Row], list[str]]:
+    renamed, gone = 0, 0
+    merged: dict[str, Row] = {}
+    twice = set()
+    for row in rows:
+        stem = _stem(row.id)
+        if row.id not in known and stem in known:
+            row = replace(row, id=stem)
+            renamed += 1
+        if row.id not in known:
+            gone += 1
+        elif row.id in merged:
+            twice.add(row.id)
+            first = merged[row.id]
+            if row.predictions != first.predictions:
+                merged[row.id] = replace(first, predictions=f"{first.predictions} {row.predictions}".strip())
+        else:
+            merged[row.id] = row
+    lost = [name for name in known if name not in merged]
+    if merged:
+        merged |= {name: Row(name, str(known[name].height), str(known[name].width), "") for name in lost}
+    changes = [
+        (renamed, "ids stripped of folder and extension"),
+        (gone, "rows removed that speak of no test image"),
+        (len(twice), "images' rows joined to one"),
+        (len(lost), "images added that had no row, with a blank string"),
+    ]
+    return list(merged.values()), [f"{count:,} {what}" for count, what in changes if count]
+
+
+def _fix_predictions(rows: Sequence[Row], known: Mapping[str, Image], label: str) -> tuple[list[Row], list[str]]:
+    count: Counter[str] = Counter()
+    mended = []
+    labels = {name for row in rows for name in row.predictions.split()[::3]}
+    for row in rows:
+        image = known[row.id]
+        size = (image.height, image.width)
+        words = row.predictions.split()
+        plain = [_unquoted(word) for word in words]
+        count["masks written as Python shows bytes"] += sum(a != b for a, b in zip(words, plain, strict=True))
+        if len(plain) % 2 == 0 and plain and all(map(_is_pair, plain[::2], plain[1::2], [size] * (len(plain) // 2))):
+            count[f"masks given the label {label}, which was missing"] += len(plain) // 2
+            plain = [word for pair in zip(plain[::2], plain[1::2], strict=True) for word in (label, *pair)]
+        kept = []
+        if len(plain) % 3 == 0:
+            for name, score, mask in zip(plain[::3], plain[1::3], plain[2::3], strict=True):
+                if _is_empty(mask, size):
+                    count["empty masks removed"] += 1
+                    continue
+                if name != label and labels == {name} and _is_pair(score, mask, size):
+                    count[f"labels {name} made {label}, the only one there is"] += 1
+                    name = label
+                kept += [name, score, mask]
+            plain = kept
+        mended.append(replace(row, predictions=" ".join(plain)))
+    return mended, [f"{times:,} {what}" for what, times in count.items() if times]
+
+
+def _fix_sizes(rows: Sequence[Row], known: Mapping[str, Image], table: Table) -> tuple[list[Row], list[str]]:
+    """Heights and widths, where every mask has the image's number of pixels, so that nothing else can be meant.
+
+    With height and width exchanged the masks may lie on their sides, which nothing tells: those are left alone.
+    """
+    changed = 0
+    mended = []
+    absent = {"height", "width"} & set(table.missing)
+    for row in rows:
+        image = known[row.id]
+        right = (str(image.height), str(image.width))
+        exchanged = (row.width, row.height) == right and row.predictions
+        if (row.height, row.width) != right and not exchanged and _all_fit(row, image):
+            changed += not absent
+            row = replace(row, height=right[0], width=right[1])
+        mended.append(row)
+    return mended, [f"{changed:,} heights and widths made the images'"] if changed else []
+
+
+def _unquoted(word: str) -> str:
+    match = _LITERAL.fullmatch(word)
+    return (match[1] or match[2] or "") if match else word
+
+
+def _is_pair(score: str, mask: str, size: Sequence[int]) -> bool:
+    """Whether this is a confidence and a mask of this size."""
+    value = _number(score)
+    if value is None or not 0 <= value <= 1:
+        return False
+    try:
+        decode_mask(mask, size)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_empty(mask: str, size: Sequence[int]) -> bool:
+    try:
+        return not rle_to_crop(decode_mask(mask, size))[1].size
+    except ValueError:
+        return False
+
+
+def _all_fit(row: Row, image: Image) -> bool:
+    try:
+        return all(_is_pair(score, mask, (image.height, image.width)) for _, score, mask in _triples(row.predictions))
+    except ValueError:
+        return False
