@@ -23,8 +23,8 @@ import numpy as np
 
 from pipeline.competitions import CompetitionError, Integrity, Prepared, check_options
 from pipeline.competitions.formats.coco_competition import CocoCompetition
-from pipeline.files import writing
-from pipeline.masks import crop_to_rle, tight_box
+from pipeline.competitions.formats.drawn import instance_of, write_png
+from pipeline.masks import tight_box
 from pipeline.metrics import scene
 from pipeline.metrics.coco_ap import Evaluation
 from pipeline.records import Dataset, Image, Instance
@@ -130,8 +130,6 @@ class Synthetic(CocoCompetition):
 
     def _part(self, part: str, count: int, options: Mapping[str, int], seed: int, target: Path, maps: Path) -> Dataset:
         """Draw the images of a part below `target` and their semantic maps below `maps`."""
-        import cv2
-
         stream = {"train": 0, "test": 1}[part]
         side = options["size"]
         empty = int(np.random.default_rng([seed, stream]).integers(count)) if part == "train" and count >= 4 else -1
@@ -144,29 +142,16 @@ class Synthetic(CocoCompetition):
             picture, labels, kinds = draw(rng, side, 0 if k == empty else options["cells"], stain)
             name = f"{part}/{part}-{k + 1:03d}.png"
             image = Image(k + 1, f"images/{name}", side, side, f"{part}-slide-{slide + 1}", f"semantic/{name}")
-            with writing(target / image.file_name) as temporary:
-                encoded, content = cv2.imencode(".png", picture[:, :, ::-1])
-                assert encoded, picture.shape
-                temporary.write_bytes(content.tobytes())
-            with writing(maps / image.semantic) as temporary:
-                encoded, content = cv2.imencode(".png", np.array([BACKGROUND, *kinds], np.uint8)[labels])
-                assert encoded, labels.shape
-                temporary.write_bytes(content.tobytes())
+            write_png(picture, target / image.file_name)
+            write_png(np.array([BACKGROUND, *kinds], np.uint8)[labels], maps / image.semantic)
             images.append(image)
             for number, kind in enumerate(kinds, start=1):
-                instances.append(_instance(len(instances) + 1, image, kind, labels == number))
+                instances.append(instance_of(len(instances) + 1, image, kind, labels == number))
         for folder in (target / "images" / part, maps / "semantic" / part):
             for path in folder.glob("*.png"):  # of an earlier drawing with more images
                 if path.name not in {Path(image.file_name).name for image in images}:
                     path.unlink()
         return Dataset(images, dict(self.categories), instances, target, {BACKGROUND: "background", **self.categories})
-
-
-def _instance(number: int, image: Image, kind: int, mask: np.ndarray) -> Instance:
-    x0, y0, x1, y1 = tight_box(mask)
-    rle = crop_to_rle(mask[y0:y1, x0:x1], (x0, y0, x1, y1), (image.height, image.width), threshold=1)
-    box = (float(x0), float(y0), float(x1 - x0), float(y1 - y0))
-    return Instance(number, image.id, kind, rle, box, float(mask.sum()))
 
 
 def draw(
