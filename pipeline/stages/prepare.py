@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from pipeline import competitions
+from pipeline import competitions, near_duplicates
 from pipeline.experiment import Experiment, Layout
 from pipeline.files import provenance, write_json
 
@@ -14,6 +14,8 @@ log = logging.getLogger("pipeline.prepare")
 def run(experiment: Experiment, layout: Layout) -> competitions.Prepared:
     """Write data/train.json, data/test.json, data/integrity.json and the images below data/images/.
 
+    Training images that are copies of each other are given one group, so that no fold is validated on what its training holds.
+
     Raises:
         ExperimentError: there is no data where the experiment says.
         CompetitionError: the data cannot be used at all. What can be survived stands in data/integrity.json.
@@ -22,6 +24,7 @@ def run(experiment: Experiment, layout: Layout) -> competitions.Prepared:
     folder = layout.train_json.parent
     folder.mkdir(parents=True, exist_ok=True)
     prepared = competition.read(experiment.data_path(), experiment.data.options, experiment.seed, folder)
+    prepared, copies = near_duplicates.keep_together(prepared)
     prepared.train.write(layout.train_json)
     prepared.test.write(layout.test_json)
     facts = provenance(
@@ -30,7 +33,8 @@ def run(experiment: Experiment, layout: Layout) -> competitions.Prepared:
         options=experiment.data.options,
         seed=experiment.seed,
     )
-    write_json(layout.integrity, {**prepared.integrity.to_json(), "provenance": facts})
+    report = {**prepared.integrity.to_json(), "near_duplicates": copies.to_json(), "provenance": facts}
+    write_json(layout.integrity, report)
     for problem in prepared.integrity.problems:
         log.warning("%s", problem)
     log.info(

@@ -4,6 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -14,6 +15,8 @@ from pipeline.folds import FoldsError, read_csv, read_folds
 from pipeline.masks import rle_to_crop
 from pipeline.records import Dataset, Detections
 from pipeline.stages import encode, prepare, score, split, validate
+from tests.competitions.test_vrdl2021 import layout as vrdl2021_layout
+from tests.competitions.test_vrdl2021 import pack, png
 
 
 def an_experiment(**changes: object) -> Experiment:
@@ -84,6 +87,27 @@ def test_prepare_writes_what_it_read(layout: Layout) -> None:
     report = json.loads(layout.integrity.read_text())
     assert report["problems"] == [] and report["train_images"] == 9
     assert report["provenance"]["competition"] == "synthetic"
+
+
+def test_copies_of_an_image_stay_in_one_fold(tmp_path: Path) -> None:
+    """Two patients' images that are the same picture, once upside down: one group, told of, and never split."""
+    files = vrdl2021_layout()
+    first, _, third = sorted(name for name in files if "/images/" in name)
+    rng = np.random.default_rng(0)
+    picture = cv2.resize(rng.integers(0, 256, (10, 12, 3), np.uint8), (60, 50), interpolation=cv2.INTER_CUBIC)
+    files[first], files[third] = png(picture), png(picture[::-1])
+    data = {"path": [str(pack(files, tmp_path / "dataset.zip"))], "options": {"group": "patient"}}
+    for seed in range(4):
+        experiment = an_experiment(competition="vrdl2021", data=data, folds={"count": 2}, seed=seed)
+        where = Layout("tiny", tmp_path / str(seed))
+        prepare.run(experiment, where)
+        rows = {row.image: row for row in split.run(experiment, where)}
+        stored = [f"images/train/{Path(name).name}" for name in (first, third)]
+        assert rows[stored[0]].fold == rows[stored[1]].fold
+        assert rows[stored[0]].group == rows[stored[1]].group == "TCGA-18-0001+TCGA-B0-0003"
+        report = json.loads(where.integrity.read_text())
+        assert report["near_duplicates"]["sets"] == [stored]
+        assert [problem["kind"] for problem in report["problems"]] == ["near-duplicate images"]
 
 
 # ---------------------------------------------------------------- split -----------------------------------------------
