@@ -15,7 +15,13 @@ import numpy as np
 from pipeline.files import writing
 from pipeline.records import Dataset, Image
 
-COLUMNS = ("image", "fold", "stratum", "group")
+COLUMNS = ("image", "fold", "stratum", "group", "instances")
+
+MOST_STRATA = 100
+"""So many of the commonest strata are balanced one by one; the rarer ones count as one more."""
+
+SWAPPED_GROUPS = 1000
+"""Up to so many groups are moved and exchanged after dealing; more than these are even enough as they are dealt."""
 
 
 class FoldsError(ValueError):
@@ -24,12 +30,14 @@ class FoldsError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One training image (by its `file_name`), the fold that validates on it, its stratum and its group."""
+    """One training image (by its `file_name`), the fold that validates on it, its stratum, its group, and how many instances
+    it holds. The first two decide; the others are for whoever reads the CSV, and may be left out when it is written by hand."""
 
     image: str
     fold: int
     stratum: str = ""
     group: str = ""
+    instances: int | None = None
 
 
 # ---------------------------------------------------------------- dividing --------------------------------------------
@@ -68,7 +76,7 @@ def divide(dataset: Dataset, count: int, seed: int, stratum: Callable[[Image], s
     np.add.at(weights, [index[g] for g in groups], features)
     fold = _deal(weights, count, np.random.default_rng(seed))
     return [
-        Row(image.file_name, int(fold[index[g]]), s, image.group)
+        Row(image.file_name, int(fold[index[g]]), s, image.group, sum(not a.crowd for a in dataset.by_image[image.id]))
         for image, s, g in zip(images, strata, groups, strict=True)
     ]
 
@@ -80,9 +88,11 @@ def _content(dataset: Dataset, image: Image) -> str:
 
 def _features(dataset: Dataset, images: Sequence[Image], strata: Sequence[str]) -> np.ndarray:
     """(images, features) float64: what should be spread evenly; each column sums to its importance."""
-    kinds = sorted(set(strata))
+    commonest = [kind for kind, _ in Counter(sorted(strata)).most_common(MOST_STRATA)]
+    kinds = [*commonest, ""] if len(set(strata)) > MOST_STRATA else commonest
+    held_by = [s if s in set(commonest) else "" for s in strata]
     columns: list[tuple[float, np.ndarray]] = [(2.0, np.ones(len(images)))]
-    columns += [(1.0, np.array([s == kind for s in strata], np.float64)) for kind in kinds if len(kinds) > 1]
+    columns += [(1.0, np.array([s == kind for s in held_by], np.float64)) for kind in kinds if len(kinds) > 1]
     counts = [Counter(i.category_id for i in dataset.by_image[image.id] if not i.crowd) for image in images]
     for category_id in sorted({c for count in counts for c in count}):
         held = np.array([count[category_id] for count in counts], np.float64)
@@ -98,42 +108,48 @@ def _deal(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
     shuffled = rng.permutation(groups)
     order = shuffled[np.argsort(-weights.sum(axis=1)[shuffled], kind="stable")]
     preference = rng.permutation(count)
+    empty = list(preference)
     for position, g in enumerate(order):
         # Of the folds still empty one must be taken as soon as there are only as many groups left.
-        empty = [f for f in preference if not (fold == f).any()]
         open_folds = empty if empty and groups - position <= len(empty) else list(preference)
-        costs = [
-            float((2 * held[f] * weights[g]).sum()) for f in open_folds
-        ]  # growth of the squared sums, but a constant
+        costs = (2 * held[open_folds] * weights[g]).sum(axis=1)  # growth of the squared sums, but a constant
         chosen = open_folds[int(np.argmin(costs))]
         fold[g] = chosen
         held[chosen] += weights[g]
-    if groups <= 300:
+        empty = [f for f in empty if f != chosen]
+    if groups <= SWAPPED_GROUPS:
         _improve(weights, fold, held)
     return fold
 
 
-def _improve(weights: np.ndarray, fold: np.ndarray, held: np.ndarray, rounds: int = 20) -> None:
-    """Move single groups, and swap pairs, while the sum of squares over folds falls; in place."""
+def _improve(weights: np.ndarray, fold: np.ndarray, held: np.ndarray, rounds: int = 500) -> None:
+    """Move single groups, and exchange pairs, while the sum of squares over folds falls; in place.
 
-    def change(a: int, b: int, moved: np.ndarray) -> float:
-        """Growth of the sum of squares when `moved` goes from fold a to fold b."""
-        return float((2 * moved * (held[b] - held[a] + moved)).sum())
-
+    Each round takes what helps most. The sum of squares grows by ``2 m (held[b] - held[a] + m)`` when m goes from fold a to
+    fold b, where an exchange of g and h moves the difference of their weights.
+    """
+    groups = np.arange(len(weights))
+    gram = np.einsum("gf,hf->gh", weights, weights)  # not by BLAS: equals must stay equal on every machine
+    own = np.diagonal(gram)
     for _ in range(rounds):
-        best = -1e-12
-        action: list[tuple[int, int]] = []
-        sizes = np.bincount(fold, minlength=len(held))
-        for g in range(len(weights)):
-            if sizes[fold[g]] > 1:
-                for f in range(len(held)):
-                    if f != fold[g] and (gain := change(fold[g], f, weights[g])) < best:
-                        best, action = gain, [(g, f)]
-            for h in range(g):
-                if fold[h] != fold[g] and (gain := change(fold[g], fold[h], weights[g] - weights[h])) < best:
-                    best, action = gain, [(g, int(fold[h])), (h, int(fold[g]))]
-        if not action:
+        reach = np.einsum("gf,kf->gk", weights, held)
+        here = reach[groups, fold]
+        alone = np.bincount(fold, minlength=len(held))[fold] == 1
+        moves = np.round(2 * (reach - here[:, None] + own[:, None]), 12)
+        moves[groups, fold] = 0
+        moves[alone] = 0
+        there = reach[:, fold]  # of g with the fold of h
+        swaps = there - here[:, None] + own[:, None] - gram
+        swaps = np.round(2 * (swaps + swaps.T), 12)
+        swaps[fold[:, None] == fold] = 0
+        if min(moves.min(), swaps.min()) >= 0:
             return
+        if moves.min() <= swaps.min():
+            g, f = divmod(int(moves.argmin()), moves.shape[1])
+            action = [(g, f)]
+        else:
+            g, h = divmod(int(swaps.argmin()), len(weights))
+            action = [(g, int(fold[h])), (h, int(fold[g]))]
         for g, f in action:
             held[fold[g]] -= weights[g]
             held[f] += weights[g]
@@ -147,7 +163,8 @@ def to_csv(rows: Iterable[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows((row.image, row.fold, row.stratum, row.group) for row in rows)
+    for row in rows:
+        writer.writerow((row.image, row.fold, row.stratum, row.group, "" if row.instances is None else row.instances))
     return text.getvalue()
 
 
@@ -186,7 +203,8 @@ def read_csv(path: Path) -> list[Row]:
             raise FoldsError(
                 f"{path}, line {number}: the fold of {image} is {fold!r}; it must be a whole number from 0"
             )
-        rows.append(Row(image, int(fold), (line.get("stratum") or "").strip(), (line.get("group") or "").strip()))
+        stratum, group, held = ((line.get(column) or "").strip() for column in COLUMNS[2:])
+        rows.append(Row(image, int(fold), stratum, group, int(held) if held.isdecimal() else None))
     twice = [image for image, times in Counter(row.image for row in rows).items() if times > 1]
     if twice:
         raise FoldsError(f"{path} names {_some(twice)} more than once")
