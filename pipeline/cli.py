@@ -386,6 +386,28 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _datasets_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", nargs="?", type=Path, help="a competition's files, an archive or folder; without: list all"
+    )
+    parser.add_argument("--competition", metavar="NAME", help="of which competition, where the files do not tell")
+
+
+def _datasets(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline import datasets
+
+    if options.path is None:
+        found = datasets.listing()
+        lines, result, sound = datasets.listed(found), {"competitions": found}, True
+    else:
+        result = datasets.examine(options.path.expanduser(), options.competition)
+        lines, sound = datasets.told(result), datasets.is_sound(result)
+    for line in lines:
+        print(line, file=sys.stderr)
+    _print_json(result)
+    return 0 if sound else 1
+
+
 def _doctor(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline import doctor
 
@@ -408,6 +430,9 @@ COMMANDS = {
     "encode": Command("write the submission", _experiment_options, _encode),
     "validate": Command("check the submission, or a submission file", _validate_options, _validate),
     "report": Command("write the run's report page", _experiment_options, _report),
+    "datasets": Command(
+        "list the competitions and where to get their data, or examine files", _datasets_options, _datasets
+    ),
     "models": Command("list the model configs", _no_options, _models),
     "doctor": Command("say what this machine has and what is missing", _no_options, _doctor),
 }

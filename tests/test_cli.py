@@ -34,7 +34,7 @@ def test_help_lists_every_command_at_once() -> None:
     done = call("--help")
     assert time.monotonic() - start < 5  # 0.06 s on a quiet machine
     assert done.returncode == 0 and not done.stderr
-    commands = ["run", *STAGES, "models", "doctor"]
+    commands = ["run", *STAGES, "datasets", "models", "doctor"]
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == commands
 
 
