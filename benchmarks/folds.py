@@ -14,14 +14,13 @@ import sys
 import tempfile
 import time
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.competitions import vrdl2021
+from pipeline import competitions
 from pipeline.folds import Row, divide
 from pipeline.records import Dataset, Image, Instance
 
@@ -98,25 +97,10 @@ def no_stratum(_: Image) -> str:
     return ""
 
 
-def vrdl(data: Path, group: str) -> tuple[Dataset, Stratum]:
+def of_competition(name: str, path: Path, options: dict[str, str]) -> tuple[Dataset, Stratum]:
+    competition = competitions.get(name)
     with tempfile.TemporaryDirectory() as folder:
-        prepared = vrdl2021.COMPETITION.read(data / "vrdl2021" / "dataset.zip", {"group": group}, 0, Path(folder))
-    return prepared.train, vrdl2021.COMPETITION.stratum
-
-
-def dsb2018(data: Path) -> tuple[Dataset, Stratum]:
-    """The stratum is the image's size, which tells the microscopes apart."""
-    sizes, held = {}, Counter()
-    with zipfile.ZipFile(data / "dsb2018" / "stage1_train.zip") as archive:
-        for name in archive.namelist():
-            folder, kind, _ = [*name.split("/"), "", ""][:3]
-            if kind == "images" and name.endswith(".png"):
-                header = archive.open(name).read(24)
-                sizes[folder] = f"{int.from_bytes(header[16:20], 'big')}x{int.from_bytes(header[20:24], 'big')}"
-            elif kind == "masks" and name.endswith(".png"):
-                held[folder] += 1
-    dataset = counted([(name, "", {1: held[name]}) for name in sorted(sizes)], {1: "nucleus"})
-    return dataset, lambda image: sizes[image.file_name]
+        return competition.read(path, options, 0, Path(folder)).train, competition.stratum
 
 
 def of_json(path: Path) -> tuple[Dataset, Stratum]:
@@ -130,20 +114,14 @@ def of_json(path: Path) -> tuple[Dataset, Stratum]:
 
 def real(data: Path) -> Iterator[tuple[str, Dataset, Stratum]]:
     """Name, data and stratum of every real set that is there."""
+    vrdl2021, dsb2018 = data / "vrdl2021" / "dataset.zip", data / "dsb2018"
+    vrdl2025, segpc2021 = data / "vrdl2025" / "val_coco.json.gz", data / "segpc2021" / "train_cell_t298.json.gz"
     sets: list[tuple[str, Path, Callable[[], tuple[Dataset, Stratum]]]] = [
-        ("vrdl2021 by site", data / "vrdl2021" / "dataset.zip", lambda: vrdl(data, "site")),
-        ("vrdl2021 by patient", data / "vrdl2021" / "dataset.zip", lambda: vrdl(data, "patient")),
-        ("dsb2018", data / "dsb2018" / "stage1_train.zip", lambda: dsb2018(data)),
-        (
-            "vrdl2025, 50 images",
-            data / "vrdl2025" / "val_coco.json.gz",
-            lambda: of_json(data / "vrdl2025" / "val_coco.json.gz"),
-        ),
-        (
-            "segpc2021",
-            data / "segpc2021" / "train_cell_t298.json.gz",
-            lambda: of_json(data / "segpc2021" / "train_cell_t298.json.gz"),
-        ),
+        ("vrdl2021 by site", vrdl2021, lambda: of_competition("vrdl2021", vrdl2021, {"group": "site"})),
+        ("vrdl2021 by patient", vrdl2021, lambda: of_competition("vrdl2021", vrdl2021, {"group": "patient"})),
+        ("dsb2018", dsb2018, lambda: of_competition("dsb2018", dsb2018, {})),
+        ("vrdl2025, 50 images", vrdl2025, lambda: of_json(vrdl2025)),
+        ("segpc2021", segpc2021, lambda: of_json(segpc2021)),
     ]
     for name, path, load in sets:
         if path.exists():

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,12 @@ import numpy as np
 from pipeline import competitions, near_duplicates
 from pipeline.competitions import CompetitionError
 from pipeline.competitions.formats.archive import Archive
+from pipeline.competitions.formats.bundle import Bundle
 from pipeline.masks import rle_to_crop
 from pipeline.records import Dataset, Image, Instance
 
 SHOWN = 5
 """Examples named of a kind of finding."""
-
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def listing() -> list[dict[str, Any]]:
@@ -56,23 +55,17 @@ class Match:
 
 
 def file_names(path: Path) -> list[str]:
-    """The names in an archive or folder; archives that lie in the folder count as unpacked, each into a folder of its name.
+    """The names in an archive or folder; zips in it count as unpacked, each into a folder of its name, unless one is damaged.
 
     Raises:
         CompetitionError: there is nothing at `path`, or it is not an archive.
     """
-    with Archive(path) as archive:
-        names = list(archive.names)
-    if path.is_dir():
-        for name in list(names):
-            stem = next((name[: -len(end)] for end in ARCHIVES if name.lower().endswith(end)), None)
-            if stem is not None and not any(part.startswith(".") for part in PurePosixPath(name).parts):
-                try:
-                    with Archive(path / name) as inner:
-                        names += [f"{stem}/{member}" for member in inner.names]
-                except CompetitionError:
-                    continue  # whoever reads it will say what is wrong with it
-    return names
+    try:
+        with Bundle(path) as bundle:
+            return bundle.names
+    except CompetitionError:
+        with Archive(path) as archive:
+            return archive.names
 
 
 def recognise(names: Sequence[str]) -> list[Match]:

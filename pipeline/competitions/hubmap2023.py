@@ -1,6 +1,6 @@
 """Kaggle "HuBMAP - Hacking the Human Vasculature" (2023): blood vessels in PAS-stained kidney, tiles of 512x512.
 
-Layout, as Kaggle's zip or unpacked::
+Layout, as Kaggle's zip or unpacked, wholly or in part::
 
     train/<id>.tif                 7,033 tiles, of which 1,633 are annotated
     test/<id>.tif                  one tile in sight; the rest is there only when a notebook is scored
@@ -18,8 +18,6 @@ in any way. The score takes them for background, which can only be too low; ``sc
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +29,9 @@ import numpy as np
 
 from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
 from pipeline.competitions.formats import coco_results, openimages_csv
-from pipeline.competitions.formats.archive import Archive, is_stray
+from pipeline.competitions.formats.archive import is_stray
+from pipeline.competitions.formats.bundle import Bundle
+from pipeline.competitions.formats.rle_csv import name_of, table
 from pipeline.competitions.formats.stored import remove_others, store
 from pipeline.masks import polygons_to_rle, rle_to_crop
 from pipeline.metrics.openimages_ap import evaluate
@@ -65,6 +65,7 @@ class Hubmap2023:
     metric = "OpenImages AP at mask IoU 0.6 (blood_vessel)"
     suffix = ".csv"
     max_detections: int | None = None
+    ranked = True
     download = (
         "Kaggle; accept the rules at https://www.kaggle.com/competitions/hubmap-hacking-the-human-vasculature, then\n"
         "kaggle competitions download -c hubmap-hacking-the-human-vasculature -p data/hubmap2023"
@@ -97,7 +98,7 @@ class Hubmap2023:
                 f"{self.name} needs its files: set data.path in the experiment file or pass --data PATH"
             )
         integrity = Integrity()
-        with Archive(path) as archive:
+        with Bundle(path) as archive:
             root = _root(archive)
             if archive.unsafe:
                 text = f"names that leave the archive are not read: {', '.join(archive.unsafe[:3])}"
@@ -140,10 +141,15 @@ class Hubmap2023:
             "classes": {CATEGORIES[BLOOD_VESSEL]: result.ap if result.truths else None},
         }
 
-    def write(self, detections: Detections, test: Dataset, path: Path) -> None:
-        openimages_csv.write(detections, test, path, LABEL, BLOOD_VESSEL)
+    def records(self, detections: Detections, images: Dataset) -> list[dict[str, Any]]:
+        """The blood vessels, best first; what else may have been learnt is not submitted."""
+        vessels = detections.take(np.flatnonzero(detections.category_id == BLOOD_VESSEL))
+        return coco_results.submission_records(vessels, images)
 
-    def read_submission(self, path: Path, images: Dataset | None = None) -> list[dict[str, Any]]:
+    def write(self, detections: Detections, test: Dataset, path: Path) -> None:
+        openimages_csv.write(self.records(detections, test), test, path, LABEL)
+
+    def read_submission(self, path: Path, images: Dataset | None = None) -> Sequence[dict[str, Any]]:
         """The CSV's records; a Detections file or COCO results are read too."""
         if path.suffix.lower() in (".parquet", ".json"):
             return coco_results.read_records(path, "results.json", images)
@@ -168,7 +174,7 @@ class Hubmap2023:
         images = [Image(k, f"{name}.tif", SIDE, SIDE) for k, name in enumerate(sorted(annotated), start=1)]
         instances: list[Instance] = []
         for image in images:
-            name = openimages_csv.name_of(image)
+            name = name_of(image)
             instances += _instances(image, annotated[name], [BLOOD_VESSEL], len(instances), integrity)
         errors = [str(problem) for problem in integrity.problems if problem.severity == "error"]
         if errors:
@@ -222,7 +228,7 @@ def _datasets(options: Mapping[str, Any]) -> set[str]:
 # ---------------------------------------------------------------- reading ---------------------------------------------
 
 
-def _root(archive: Archive) -> str:
+def _root(archive: Bundle) -> str:
     """The folder inside that holds the polygons, with a trailing slash unless it is the top."""
     places = [n[: -len(POLYGONS)] for n in archive.names if PurePosixPath(n).name == POLYGONS and not is_stray(n)]
     good = [place for place in places if any(name.startswith(f"{place}train/") for name in archive.names)]
@@ -235,20 +241,13 @@ def _root(archive: Archive) -> str:
     )
 
 
-def _tiles(archive: Archive, root: str) -> dict[str, _Tile]:
+def _tiles(archive: Bundle, root: str) -> dict[str, _Tile]:
     """The rows of tile_meta.csv by tile."""
     place = f"{TILES} in {archive.path}"
     if root + TILES not in archive.names:
         raise CompetitionError(f"there is no {place}: it says which slide a tile is of, which folds must not split")
-    try:
-        reader = csv.DictReader(io.StringIO(archive.read(root + TILES).decode("utf-8-sig"), newline=""))
-        wanted = ("id", "source_wsi", "dataset")
-        absent = [column for column in wanted if column not in (reader.fieldnames or [])]
-        if absent:
-            raise CompetitionError(f"{place} has no column {' and no column '.join(absent)}")
-        return {row["id"]: _Tile(row["source_wsi"] or "", row["dataset"] or "") for row in reader if row["id"]}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CompetitionError(f"{place} is not a CSV: {error}") from error
+    rows = table(archive.read(root + TILES), place, ["id", "source_wsi", "dataset"])
+    return {row["id"]: _Tile(row["source_wsi"], row["dataset"]) for _, row in rows if row["id"]}
 
 
 def _polygons(content: bytes, place: str, integrity: Integrity) -> dict[str, list[Any]]:
@@ -291,7 +290,7 @@ def _chosen(
 
 
 def _read_train(
-    archive: Archive,
+    archive: Bundle,
     root: str,
     chosen: Mapping[str, list[Any]],
     tiles: Mapping[str, _Tile],
@@ -323,7 +322,7 @@ def _read_train(
     return Dataset(images, {c: CATEGORIES[c] for c in classes}, instances, target)
 
 
-def _read_test(archive: Archive, root: str, classes: Sequence[int], target: Path) -> Dataset:
+def _read_test(archive: Bundle, root: str, classes: Sequence[int], target: Path) -> Dataset:
     prefix = f"{root}test/"
     files = [n for n in archive.names if n.startswith(prefix) and n.endswith(".tif") and not is_stray(n)]
     images: list[Image] = []
@@ -369,7 +368,7 @@ def _instances(
     Unsure regions that are no class become crowds of blood vessels; glomeruli that are none are left out.
     """
     seen = set()
-    name = openimages_csv.name_of(image)
+    name = name_of(image)
     for number, annotation in enumerate(annotations):
         place = f"{name}, annotation {number}"
         kind = annotation.get("type") if isinstance(annotation, dict) else None

@@ -92,10 +92,14 @@ def rle_of(*rings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("prefix", ["", "hubmap-hacking-the-human-vasculature/"])
-@pytest.mark.parametrize("unpacked", [False, True])
-def test_zip_folder_and_nesting_give_the_same(tmp_path: Path, prefix: str, unpacked: bool) -> None:
+@pytest.mark.parametrize("how", ["zip", "unpacked", "zip in a folder"])
+def test_zip_folder_and_nesting_give_the_same(tmp_path: Path, prefix: str, how: str) -> None:
     path = pack(layout(), tmp_path / "hubmap.zip", prefix)
-    if unpacked:
+    if how == "zip in a folder":  # as the Kaggle command leaves it
+        path = tmp_path / "folder"
+        path.mkdir()
+        (tmp_path / "hubmap.zip").rename(path / "hubmap-hacking-the-human-vasculature.zip")
+    elif how == "unpacked":
         with zipfile.ZipFile(path) as archive:
             archive.extractall(tmp_path / "folder")
         path = tmp_path / "folder"
@@ -199,7 +203,7 @@ def without(part: str) -> dict[str, bytes]:
         (without("tile_meta"), "there is no tile_meta.csv"),
         (without("test/"), "there is no test/<id>.tif"),
         ({**layout(), "tile_meta.csv": b"id,dataset\n"}, "tile_meta.csv.* has no column source_wsi"),
-        ({**layout(), "tile_meta.csv": b"\xff\xfe"}, "tile_meta.csv.* is not a CSV"),
+        ({**layout(), "tile_meta.csv": b"\xff\xfe"}, "tile_meta.csv.* is not a text file"),
         ({**layout(), "polygons.jsonl": b'{"id": "aaa"}\n'}, r"line 1 .aaa. has no list of annotations"),
         ({**layout(), "polygons.jsonl": b"[]\n"}, "line 1 is not a tile"),
         ({**layout(), "polygons.jsonl": b"{\n"}, "line 1 is not JSON"),

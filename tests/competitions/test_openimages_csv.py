@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.competitions import CompetitionError, Problem
-from pipeline.competitions.formats import openimages_csv
+from pipeline.competitions.formats import rle_csv
 from pipeline.competitions.formats.openimages_csv import check, decode_mask, encode_mask, fix, load, read, write
 from pipeline.masks import crop_to_rle, rle_to_crop
-from pipeline.records import Dataset, Detections, Image
+from pipeline.records import Dataset, Image
 
 TOY = {"size": [4, 5], "counts": "523OO22"}
 TOY_TEXT = "eNozNTL29zcyAgAGZAGd"
@@ -90,36 +90,30 @@ def test_any_packed_bytes_are_a_mask_or_a_clear_error(counts: bytes) -> None:
 # ---------------------------------------------------------------- there and back --------------------------------------
 
 
-def detections() -> Detections:
-    grids = [np.full((4, 4), 255, np.uint8), np.full((2, 6), 200, np.uint8), np.full((3, 3), 10, np.uint8)]
-    grids += [np.full((3, 3), 255, np.uint8)]
-    boxes = [(3, 3, 7, 7), (0, 1, 6, 3), (1, 1, 4, 4), (9, 9, 12, 12)]
-    return Detections.build([2, 2, 2, 2], [1, 1, 1, 2], [0.25, 1 / 3, 0.9, 0.8], boxes, boxes, grids)
+def records() -> list[dict[str, Any]]:
+    rles = [square(side=4), square(side=2)]
+    return [
+        {"image_id": 2, "category_id": 1, "score": score, "segmentation": decode_mask(mask, (30, 20))}
+        for mask, score in zip(rles, (1 / 3, 0.25), strict=True)
+    ]
 
 
-def test_detections_are_written_best_first_and_read_again(tmp_path: Path) -> None:
+def test_records_are_written_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
-    write(detections(), IDS, path, "0", 1)
+    write(records(), IDS, path, "0")
     first = path.read_bytes()
     lines = first.decode().splitlines()
     assert lines[0] == HEADER.strip() and lines[1] == "abc,4,5,"  # nothing found: blank
     words = lines[2].removeprefix("def,30,20,").split()
-    assert words[::3] == ["0", "0"] and words[1::3] == [repr(1 / 3), "0.25"]  # no empty mask, no other category
-    assert words[5] == square()
-    records = read(path, 1, IDS)
-    assert [(r["image_id"], r["score"], r["category_id"]) for r in records] == [(2, 1 / 3, 1), (2, 0.25, 1)]
-    assert records[1]["bbox"] == [3.0, 3.0, 4.0, 4.0]
+    assert words == ["0", repr(1 / 3), square(side=4), "0", "0.25", square(side=2)]
+    again = read(path, 1, IDS)
+    assert [(r["image_id"], r["score"], r["category_id"]) for r in again] == [(2, 1 / 3, 1), (2, 0.25, 1)]
+    assert again[0]["bbox"] == [3.0, 3.0, 4.0, 4.0] and again[0]["segmentation"] == records()[0]["segmentation"]
     assert check(path, IDS, "0") == []
-    write(Detections.from_coco(records), IDS, path, "0", 1)
+    write(again, IDS, path, "0")
     assert path.read_bytes() == first
-    with pytest.raises(CompetitionError, match="not to be submitted: \\[7\\]"):
-        write(
-            Detections.build([7], [1], [0.5], [[0, 0, 1, 1]], [[0, 0, 1, 1]], [np.ones((1, 1), np.uint8)]),
-            IDS,
-            path,
-            "0",
-            1,
-        )
+    with pytest.raises(CompetitionError, match="not to be submitted: 7"):
+        write([{**again[0], "image_id": 7}], IDS, path, "0")
 
 
 def test_read_without_images_numbers_them_by_name(tmp_path: Path) -> None:
@@ -150,7 +144,7 @@ def test_long_strings_and_quotes_and_a_byte_order_mark(tmp_path: Path) -> None:
         (f"{HEADER}abc,5,4,0 0.5 {TOY_TEXT}\n", "the row says 5 high and 4 wide, the image is 4 and 5"),
         (f"{HEADER}abc,x,5,0 0.5 {TOY_TEXT}\n", "height and width are 'x' and '5'"),
         (f"{HEADER}abc,4,5,0 0.5 AAAA\n", "not packed with zlib.*validate"),
-        (b"\xff\xfe\x00", "is not a CSV"),
+        (b"\xff\xfe\x00", "is not a text file"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, text: str | bytes, expected: str) -> None:
@@ -167,8 +161,8 @@ def test_absent_and_absurd_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = file(tmp_path, f"{HEADER}abc,999999999,999999999,0 0.5 {TOY_TEXT}\n")
     with pytest.raises(CompetitionError, match="no image is 999999999 high"):
         read(path, 1)
-    monkeypatch.setattr(openimages_csv, "MAX_BYTES", 10)
-    with pytest.raises(CompetitionError, match="too large for a submission"):
+    monkeypatch.setattr(rle_csv, "MAX_BYTES", 10)
+    with pytest.raises(CompetitionError, match="too large for a CSV"):
         load(path)
 
 

@@ -21,24 +21,19 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from pipeline.competitions import CompetitionError, Problem
 from pipeline.competitions.formats.faults import Faults
+from pipeline.competitions.formats.rle_csv import lines, name_of, unpacked
 from pipeline.files import writing
-from pipeline.masks import FOREGROUND, rle_to_crop
-from pipeline.records import Dataset, Detections, Image
+from pipeline.masks import rle_to_crop
+from pipeline.records import Dataset, Image
 
 COLUMNS = ("id", "height", "width", "prediction_string")
-
-MAX_BYTES = 512 << 20
-"""A larger file is refused unread."""
 
 MAX_PIXELS = 1 << 28
 """A row that says its image is larger is not believed."""
@@ -118,24 +113,11 @@ def load(path: Path) -> Table:
     Raises:
         CompetitionError: there is no such file, it is too large, or no CSV with an id and a prediction string.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CompetitionError(f"{path} holds {path.stat().st_size:,} bytes, too large for a submission")
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise CompetitionError(f"there is no file {path}") from error
-    except OSError as error:
-        raise CompetitionError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CompetitionError(f"{path} is not a CSV: {error}") from error
-    try:
-        with _long_fields():
-            lines = list(_numbered(text))
-    except csv.Error as error:
-        raise CompetitionError(f"{path} is not a CSV: {error}") from error
-    if not lines or (len(lines) == 1 and not any(lines[0][1])):
+    content, _ = unpacked(path)
+    rows_of_cells = lines(content, str(path))
+    if not rows_of_cells:
         raise CompetitionError(f"{path} is empty; its first line must be {','.join(COLUMNS)}")
-    header = [name.strip() for name in lines[0][1]]
+    header = [name.strip() for name in rows_of_cells[0][1]]
     names = _names(header)
     if not {"id", "prediction_string"} <= set(names):
         raise CompetitionError(
@@ -148,27 +130,10 @@ def load(path: Path) -> Table:
         return cells[place[column]].strip() if column in place and place[column] < len(cells) else ""
 
     rows = []
-    for line, cells in lines[1:]:
-        if any(cells):
-            name, height, width, predictions = (cell(cells, column) for column in COLUMNS)
-            rows.append(Row(name, height, width, predictions, line))
+    for line, cells in rows_of_cells[1:]:
+        name, height, width, predictions = (cell(cells, column) for column in COLUMNS)
+        rows.append(Row(name, height, width, predictions, line))
     return Table(rows, names, [name for name in header if name not in names.values()])
-
-
-def _numbered(text: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
-    for cells in reader:
-        yield reader.line_num, cells
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """The masks of an image are longer than the csv module lets a field be."""
-    limit = csv.field_size_limit(MAX_BYTES)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _names(header: Sequence[str]) -> dict[str, str]:
@@ -192,38 +157,27 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
         temporary.write_text(text.getvalue())
 
 
-def name_of(image: Image) -> str:
-    """An image's id in the CSV: its file's name without folder and extension."""
-    return PurePosixPath(image.file_name).stem
-
-
 # ---------------------------------------------------------------- detections there and back ---------------------------
 
 
-def write(detections: Detections, test: Dataset, path: Path, label: str, category_id: int) -> None:
-    """Write the detections of one category, image by image as in `test`, best first; empty masks are left out.
+def write(records: Sequence[Mapping[str, Any]], test: Dataset, path: Path, label: str) -> None:
+    """Write COCO results records of one category, image by image as in `test`, each image's in their order.
 
     Args:
         label: the category's name in the file.
 
     Raises:
-        CompetitionError: there are detections on images that are not in `test`.
+        CompetitionError: there are records on images that are not in `test`.
     """
-    unknown = sorted(set(detections.image_id.tolist()) - set(test.image))
-    if unknown:
-        raise CompetitionError(f"there are detections on images that are not to be submitted: {unknown[:10]}")
-    rows_of: dict[int, list[int]] = {image.id: [] for image in test.images}
-    for i in np.argsort(-detections.score, kind="stable").tolist():
-        if detections.category_id[i] == category_id and (detections.crop(i) >= FOREGROUND).any():
-            rows_of[int(detections.image_id[i])].append(i)
-    rows = []
-    for image in test.images:
-        size = (image.height, image.width)
-        masks = [
-            f"{label} {float(detections.score[i])!r} {encode_mask(detections.rle(i, size))}" for i in rows_of[image.id]
-        ]
-        rows.append(Row(name_of(image), str(image.height), str(image.width), " ".join(masks)))
-    write_rows(rows, path)
+    masks: dict[int, list[str]] = {image.id: [] for image in test.images}
+    for record in records:
+        if record["image_id"] not in masks:
+            raise CompetitionError(f"there are masks on an image that is not to be submitted: {record['image_id']}")
+        masks[record["image_id"]].append(f"{label} {float(record['score'])!r} {encode_mask(record['segmentation'])}")
+    write_rows(
+        [Row(name_of(i), str(i.height), str(i.width), " ".join(masks[i.id])) for i in test.images],
+        path,
+    )
 
 
 def read(path: Path, category_id: int, images: Dataset | None = None) -> list[dict[str, Any]]:
