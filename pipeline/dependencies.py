@@ -56,6 +56,7 @@ def _slice(stage: str, experiment: Experiment, model: str, fold: str, part: str)
         return (
             experiment.competition,
             experiment.fusion,
+            experiment.held(),
             experiment.submission,
             list(experiment.models),
             experiment.validation_folds(),

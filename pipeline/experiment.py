@@ -114,7 +114,10 @@ class PredictSettings(Settings):
 
 
 class FusionSettings(Settings):
-    """How the voters' detections become one list. `tune` replaces the defaults by what out-of-fold data supports."""
+    """How the voters' detections become one list.
+
+    `tune` replaces the defaults by what out-of-fold data supports; what an experiment names itself stays as it is.
+    """
 
     method: Literal["wbf", "nms", "concatenate"] = "wbf"
     iou: float = Field(0.5, gt=0, lt=1)
@@ -195,6 +198,10 @@ class Experiment(Settings):
             raise ValueError(f"folds.use {self.folds.use} leaves 0..{self.folds.count - 1}")
         return self
 
+    def held(self) -> list[str]:
+        """The fusion settings that the experiment itself names, so that `tune` does not choose them."""
+        return sorted(self.fusion.model_fields_set - {"weights", "tune"})
+
     def train_settings(self, model: str) -> TrainSettings:
         """The experiment's `train` with the model's own changes."""
         return TrainSettings.model_validate({**self.train.model_dump(), **self.models[model].train})
@@ -222,6 +229,7 @@ class Experiment(Settings):
             ExperimentError: a model or fold that the experiment does not have.
         """
         data = self.model_dump()
+        data["fusion"] = self.fusion.model_dump(exclude_unset=True)
         for wanted, known, what in ((models, list(self.models), "model"), (folds, self.fold_names(), "fold")):
             for item in wanted or []:
                 if item not in known:
@@ -230,7 +238,7 @@ class Experiment(Settings):
                     )
         if models:
             data["models"] = {k: v for k, v in data["models"].items() if k in models}
-            data["fusion"]["weights"] = {k: v for k, v in data["fusion"]["weights"].items() if k in models}
+            data["fusion"]["weights"] = {k: v for k, v in self.fusion.weights.items() if k in models}
         if folds:
             data["folds"]["use"] = [int(f) for f in folds if f != ALL]
             data["folds"]["final"] = ALL in folds

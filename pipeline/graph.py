@@ -138,6 +138,9 @@ def _frozen(experiment: Experiment) -> str:
     """The experiment with every setting filled in, so that a later edit of its file does not reach into a running
     run."""
     settings = experiment.model_dump(mode="json")
+    settings["fusion"] = experiment.fusion.model_dump(
+        mode="json", exclude_unset=True
+    )  # what is not named, `tune` chooses
     places = [Path(p).expanduser() for p in settings["data"]["path"]]
     settings["data"]["path"] = [str(p if p.is_absolute() else PROJECT / p) for p in places]
     for model in settings["models"].values():  # the stages run in the project's folder, wherever the user is

@@ -26,7 +26,8 @@ class Image:
     """One image. `file_name` is relative to the dataset's root; `group` names what must not be split across folds.
 
     `semantic` is the file name of the image's label map, relative to the root: a PNG with one 8-bit class a pixel, whose
-    names are the dataset's `semantic_classes`; empty where there is none.
+    names are the dataset's `semantic_classes`; empty where there is none. `sha256` is of the image's file, so that a
+    dataset with other pixels is another one; empty where nobody has looked.
     """
 
     id: int
@@ -35,6 +36,7 @@ class Image:
     width: int
     group: str = ""
     semantic: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Dataset:
                     int(i["width"]),
                     str(i.get("group", "")),
                     str(i.get("semantic", "")),
+                    str(i.get("sha256", "")),
                 )  # fmt: skip
                 for i in raw["images"]
             ]
@@ -156,7 +159,7 @@ class Dataset:
         return {
             "images": [
                 {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width, "group": i.group}
-                | ({"semantic": i.semantic} if i.semantic else {})
+                | {key: value for key, value in (("semantic", i.semantic), ("sha256", i.sha256)) if value}
                 for i in self.images
             ],
             "categories": [{"id": k, "name": v} for k, v in self.categories.items()],

@@ -230,7 +230,7 @@ def _schedule(settings: TrainSettings) -> list[dict[str, Any]]:
 
 def _work_folder(job: TrainJob) -> Path:
     """Where this very training keeps its checkpoints; those of other settings or other images are thrown away."""
-    images = [(image.id, image.file_name, job.images.path(image).stat().st_size) for image in job.images.images]
+    images = [(image.id, image.file_name, image.sha256) for image in job.images.images]
     truth = [(a.image_id, a.category_id, a.crowd, a.rle["counts"]) for a in job.images.instances]
     learns = job.settings.model_dump(exclude=set(NOT_IN_THE_RESULT))
     network = job.model.model_dump(exclude={"train", "predict"})  # `learns` has what of these matters here

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -190,9 +190,10 @@ def _vote_key(settings: Fusion) -> str:
 class Ladder:
     """The search's state: the settings so far, how they do, and the rungs."""
 
-    def __init__(self, study: Study, confirm: Confirm | None) -> None:
+    def __init__(self, study: Study, confirm: Confirm | None, held: Mapping[str, Any] | None = None) -> None:
         self.study = study
         self.confirm = confirm
+        self.held = dict(held or {})
         self.rungs: list[Rung] = []
         self.settings: Fusion
         self.sheet: Sheet
@@ -218,7 +219,8 @@ class Ladder:
         log.info("%-16s %.4f", step, value)
 
     def _tried(self, candidates: Iterable[Fusion]) -> Iterable[tuple[Fusion, Sheet]]:
-        for settings in candidates:
+        for candidate in candidates:
+            settings = with_changes(candidate, **self.held)
             yield settings, self.study.sheet(settings)
 
     def better(self, candidates: Iterable[Fusion]) -> bool:
@@ -274,7 +276,9 @@ def with_changes(settings: Fusion, **changes: Any) -> Fusion:
     return Fusion.model_validate({**settings.model_dump(), **changes})
 
 
-def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | None = None) -> Tuned:
+def tune(
+    cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | None = None, held: Iterable[str] = ()
+) -> Tuned:
     """Choose fusion settings on out-of-fold images.
 
     Args:
@@ -282,6 +286,7 @@ def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | N
         base: where the search starts; its `weights` of 0 stay out.
         ruler: what is measured.
         confirm: the competition's own score, asked once a rung.
+        held: names of settings that stay as `base` has them.
 
     Raises:
         ValueError: no cases, or nobody votes.
@@ -291,7 +296,7 @@ def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | N
     views = [v for v in study.views() if base.views is None or v in base.views]
     if not cases or not models:
         raise ValueError("there are no out-of-fold predictions to tune on")
-    ladder = Ladder(study, confirm)
+    ladder = Ladder(study, confirm, {name: getattr(base, name) for name in held})
 
     def only(chosen: Iterable[str], **changes: Any) -> Fusion:
         kept = set(chosen)
@@ -303,7 +308,7 @@ def tune(cases: Sequence[Case], base: Fusion, ruler: Ruler, confirm: Confirm | N
         return next((v for v in mine if v.startswith("identity")), mine[0])
 
     raw = {"rescore": "none", "fill_holes": False, "largest_part": False, "min_area": 0, "no_overlap": False}
-    alone = {m: only([m], views=[first(m)], method="concatenate", **raw) for m in models}
+    alone = {m: with_changes(only([m], views=[first(m)], method="concatenate", **raw), **ladder.held) for m in models}
     ladder.start("best single", alone.values())
     best = next(m for m in models if alone[m] == ladder.settings)
 

@@ -60,8 +60,9 @@ def prediction_files(experiment: Experiment, layout: Layout, part: str) -> list[
 def run(experiment: Experiment, layout: Layout) -> Tuned:
     """Write fusion.yaml and beside it, in fusion/, the rescorer's training table and the ladder.
 
-    With ``fusion.tune: false`` the experiment's own settings go into fusion.yaml unchanged. Either way, where the metric
-    has no confidences and ``submission.min_score`` names none, the score below which masks are left out is chosen last.
+    What the experiment itself says under `fusion` is held, the rest is chosen. With ``fusion.tune: false`` all of its
+    settings go into fusion.yaml unchanged. Either way, where the metric has no confidences and ``submission.min_score``
+    names none, the score below which masks are left out is chosen last.
 
     Raises:
         ExperimentError: predictions are missing.
@@ -84,7 +85,7 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
     ruler = Ruler(most, seed=experiment.seed)
     base = Fusion.model_validate(experiment.fusion.model_dump())
     if base.tune:
-        tuned = tune(cases, base, ruler, confirmation(competition, truth, experiment.submission))
+        tuned = tune(cases, base, ruler, confirmation(competition, truth, experiment.submission), experiment.held())
     else:
         study = Study(cases, ruler)
         tuned = Tuned(base, [], study.table(base), study.fused(base))

@@ -124,6 +124,15 @@ def test_one_voter_and_images_without_anything() -> None:
         tune([], Fusion(), Ruler(12))
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [{"no_overlap": True, "min_area": 30}, {"rescore": "learned"}, {"rescore": "mask", "method": "nms", "iou": 0.4}],
+)
+def test_what_the_experiment_names_is_held(wish: dict[str, Any]) -> None:
+    found = tune(cases({"a": 1.2, "b": 1.0}, VIEWS[:2]), Fusion.model_validate(wish), Ruler(12), held=list(wish))
+    assert {name: getattr(found.settings, name) for name in wish} == wish
+
+
 def test_settings_on_disk(tmp_path: Any) -> None:
     settings = Fusion(weights={"a": 0.5}, views=["hflip"], duplicates=0.7, confidence="absent_model_aware_avg")
     write_settings(tmp_path / "f.yaml", settings, {"seed": 3})

@@ -3,12 +3,13 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from pipeline.competitions import CompetitionError
+from pipeline.competitions import CompetitionError, synthetic
 from pipeline.competitions.synthetic import COMPETITION, TRUTH
 from pipeline.experiment import Experiment, Layout
 from pipeline.folds import FoldsError, read_csv, read_folds
@@ -37,6 +38,26 @@ def an_experiment(**changes: object) -> Experiment:
 
 
 EXPERIMENT = an_experiment()
+
+
+def test_other_pixels_under_the_same_names_are_another_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout("tiny", tmp_path)
+    prepare.run(EXPERIMENT, layout)
+    before = layout.train_json.read_text(), layout.test_json.read_text()
+    prepare.run(EXPERIMENT, layout)
+    assert (layout.train_json.read_text(), layout.test_json.read_text()) == before
+    drawn = synthetic.draw
+
+    def darker(*given: Any) -> Any:
+        picture, *rest = drawn(*given)
+        return (picture // 2, *rest)
+
+    monkeypatch.setattr(synthetic, "draw", darker)
+    prepare.run(EXPERIMENT, layout)
+    assert layout.train_json.read_text() != before[0] and layout.test_json.read_text() != before[1]
+    assert [i.rle for i in Dataset.read(layout.train_json).instances] == [
+        a["segmentation"] for a in json.loads(before[0])["annotations"]
+    ]
 
 
 def detections(truth: Dataset, sources: list[str], wrong: float, seed: int = 0) -> Detections:
