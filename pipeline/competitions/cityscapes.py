@@ -37,7 +37,7 @@ from pipeline.competitions.formats.cityscapes_results import FRAME, frame_of, is
 from pipeline.competitions.formats.coco_competition import CocoCompetition
 from pipeline.competitions.formats.image_size import size_of
 from pipeline.competitions.formats.label_map import objects
-from pipeline.competitions.formats.stored import remove_others, store, store_from
+from pipeline.competitions.formats.stored import fetch, remove_others, store
 from pipeline.files import writing
 from pipeline.masks import crop_to_rle
 from pipeline.metrics import cityscapes_ap, scene
@@ -168,7 +168,7 @@ class Cityscapes(CocoCompetition):
             images = []
             for number, frame in enumerate((f for f in _frames(files) if f.image), start=1):
                 try:
-                    images.append(Image(number, PurePosixPath(frame.image).name, *size_of(files, frame.image)))
+                    images.append(Image(number, PurePosixPath(frame.image).name, *size_of(fetch(files, frame.image))))
                 except ValueError as error:
                     raise CompetitionError(f"{frame.image} in {path}: {error}") from error
         if not images:
@@ -311,7 +311,8 @@ def _part(
     for frame in frames:
         stored, semantic = f"images/{part}/{frame.name}{IMAGE}", f"semantic/{part}/{frame.name}.png"
         try:
-            size = size_of(files, frame.image or frame.instances)
+            source = fetch(files, frame.image or frame.instances)
+            size = size_of(source)
             labels = None if part == "test" else _labels(files, frame, size)
         except ValueError as error:
             broken.append(f"{frame.image or frame.instances}: {error}")
@@ -322,7 +323,7 @@ def _part(
             "" if labels is None else semantic,
         )  # fmt: skip
         if part != "truth":
-            store_from(files, frame.image, target / stored)
+            store(source, target / stored)
         images.append(image)
         if labels is not None:
             _write_map(_semantic(labels), target / semantic)

@@ -32,7 +32,7 @@ from pipeline.competitions.formats.bundle import Bundle
 from pipeline.competitions.formats.coco_competition import CocoCompetition
 from pipeline.competitions.formats.faults import Faults
 from pipeline.competitions.formats.image_size import size_of
-from pipeline.competitions.formats.stored import remove_others, store_from
+from pipeline.competitions.formats.stored import fetch, remove_others, store
 from pipeline.masks import rle_to_crop
 from pipeline.metrics.coco_summary import LIMITS
 from pipeline.records import Dataset, Image, Instance, compressed
@@ -326,11 +326,12 @@ def _read_part(
             continue
         seen.add(image_id)
         try:
-            source = where.find(file_name, annotations, folder)
-            if source is None:
+            found = where.find(file_name, annotations, folder)
+            if found is None:
                 faults.add("error", "missing image", "is not among the files; it is left out", place)
                 continue
-            size = size_of(files, source)
+            source = fetch(files, found)
+            size = size_of(source)
         except ValueError as error:
             faults.add("error", "damaged image", f"cannot be used: {error}; it is left out", place)
             continue
@@ -338,9 +339,9 @@ def _read_part(
             text = f"is {size[1]}x{size[0]}, its entry says {width}x{height}; it is left out"
             faults.add("error", "image size", text, place)
             continue
-        name = PurePosixPath(source).name
+        name = PurePosixPath(found).name
         stored = f"images/{part}/{name if names[name] == 1 else f'{image_id}-{name}'}"
-        store_from(files, source, target / stored)
+        store(source, target / stored)
         images.append(Image(image_id, stored, height, width))
     integrity.problems += faults.problems()
     return Dataset(images, _categories(raw, annotations), root=target)

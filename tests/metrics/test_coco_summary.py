@@ -68,6 +68,37 @@ def test_equals_pycocotools(seed: int, first_id: int, boxes: bool, factor: float
     assert ours == pytest.approx(by_pycocotools(truth, records, limits), abs=1e-12)
 
 
+def distinct(records: list[dict]) -> list[dict]:
+    """The same records with scores that are all different: among equals pycocotools goes by the order of rows."""
+    return [{**r, "score": 1 / (2 + k)} for k, r in enumerate(records)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_order_of_rows_is_nothing_and_a_false_detection_never_helps(seed: int) -> None:
+    truth, records = draw(seed)
+    rng = np.random.default_rng(seed)
+    records = distinct(records)
+    numbers = summarize(truth, records).numbers()
+    assert summarize(truth, [records[i] for i in rng.permutation(len(records))]).numbers() == numbers
+    for image in truth.images:
+        nowhere = crop_to_rle(np.zeros((0, 0), np.uint8), (0, 0, 0, 0), (image.height, image.width), threshold=1)
+        extra = {"image_id": image.id, "category_id": 1, "score": float(rng.random()), "bbox": [0, 0, 9, 9]}
+        worse = summarize(truth, [*records, {**extra, "segmentation": nowhere}]).numbers()
+        assert all(worse[name] <= numbers[name] + 1e-12 for name in numbers)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_perfect_results_score_one(seed: int) -> None:
+    truth, _ = draw(seed)
+    records = [
+        {"image_id": a.image_id, "category_id": a.category_id, "score": 1.0, "segmentation": a.rle}
+        for a in truth.instances
+    ]
+    assert {round(v, 12) for v in summarize(truth, records, [100]).numbers().values()} <= {1.0, -1.0}
+
+
 def test_areas_on_the_border_belong_to_both_sides() -> None:
     rle = crop_to_rle(np.ones((32, 32), np.uint8), (0, 0, 32, 32), (50, 50), threshold=1)
     truth = Dataset([Image(1, "a.png", 50, 50)], {1: "a"}, [Instance(1, 1, 1, rle, (0, 0, 32, 32), 1024.0)])

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Protocol
 
 
-class _Files(Protocol):
-    """An `Archive` or a `Bundle`."""
-
-    def read(self, name: str) -> bytes: ...
-    def file(self, name: str) -> Path | None: ...
-
-
-def size_of(files: _Files, name: str) -> tuple[int, int]:
+def size_of(source: bytes | Path) -> tuple[int, int]:
     """Height and width in pixels, as stored (a camera's note on how it was held is not looked at).
 
     Raises:
@@ -23,7 +15,7 @@ def size_of(files: _Files, name: str) -> tuple[int, int]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(files.file(name) or io.BytesIO(files.read(name))) as image:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             return image.height, image.width
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error)

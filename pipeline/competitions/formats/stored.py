@@ -18,20 +18,18 @@ class _Files(Protocol):
     def file(self, name: str) -> Path | None: ...
 
 
-def store(content: bytes, path: Path) -> None:
-    """Write an image file, whole or not at all."""
-    with writing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def store_from(files: _Files, name: str, path: Path) -> None:
-    """Store a file as it is. One that lies on the same disk is linked, not copied: COCO's images take 20 GB.
+def fetch(files: _Files, name: str) -> bytes | Path:
+    """Where a file lies on this machine; the content of a zip's member.
 
     Raises:
-        CompetitionError: the file is damaged.
+        CompetitionError: the member is damaged.
     """
-    source = files.file(name)
-    if source is not None:
+    return files.file(name) or files.read(name)
+
+
+def store(source: bytes | Path, path: Path) -> None:
+    """Write an image file, whole or not at all. A file is linked where it can be, not copied: COCO's images take 20 GB."""
+    if isinstance(source, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with contextlib.suppress(OSError):  # another disk, or a system that does not link
@@ -40,7 +38,9 @@ def store_from(files: _Files, name: str, path: Path) -> None:
             os.replace(temporary, path)
             temporary.unlink(missing_ok=True)  # it stays where both were the same file
             return
-    store(files.read(name), path)
+        source = source.read_bytes()
+    with writing(path) as temporary:
+        temporary.write_bytes(source)
 
 
 def remove_others(target: Path, *datasets: Dataset) -> None:
