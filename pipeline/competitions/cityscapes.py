@@ -197,7 +197,7 @@ class Cityscapes(CocoCompetition):
 
     def write(self, detections: Detections, test: Dataset, path: Path) -> None:
         """Write Cityscapes' own zip; COCO results where the file's name has .json in it."""
-        records = coco_results.submission_records(detections, test)
+        records = self.records(detections, test)
         if ".json" in path.suffixes:
             with writing(path) as temporary:
                 temporary.write_text(json.dumps(records, separators=(",", ":"), allow_nan=False))
