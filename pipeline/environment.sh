@@ -8,6 +8,9 @@
 #   MASKFOLD_WHEELS     where the compiled onedl-mmcv wheel is kept  (default: ~/.cache/maskfold/wheels)
 #   MASKFOLD_TORCH      auto | pypi | cpu | cu126 | cu128: which torch build  (default: auto, from nvidia-smi)
 #   MASKFOLD_DETECTRON2 auto | no: whether to try Detectron2          (default: auto)
+#   CUDA_HOME           the CUDA toolkit whose nvcc compiles          (default: nvcc of PATH, then /usr/local/cuda)
+#   FORCE_CUDA=1        compile for GPUs on a machine that has none, e.g. a cluster's login node
+#   TORCH_CUDA_ARCH_LIST  the GPUs to compile for, e.g. "6.0;7.5"     (default: the GPUs here; without any, all of torch's)
 #   PYTHON              the Python to build on, 3.11 or 3.12          (default: the first one found)
 set -euo pipefail
 
@@ -20,21 +23,48 @@ log=$venv.log
 say() { printf '[environment] %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
-# ---- which torch build do the GPU and its driver need? -----------------------------------------------------------
+# ---- what is here? -------------------------------------------------------------------------------------------
+gpu=no driver='' capabilities=''
+if nvidia-smi -L >/dev/null 2>&1; then
+  gpu=yes
+  rows=$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null || true)
+  driver=$(printf '%s\n' "$rows" | grep -oE '^[0-9]+' | head -n 1 || true)
+  capabilities=$(printf '%s\n' "$rows" | cut -d, -f2 | grep -oE '[0-9]+\.[0-9]+' | sort -uV || true)
+fi
+
+# nvcc where torch looks for it (torch.utils.cpp_extension)
+toolkit=${CUDA_HOME:-${CUDA_PATH:-}}
+if [ -n "$toolkit" ]; then nvcc=$toolkit/bin/nvcc; else nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc); fi
+[ -x "$nvcc" ] || nvcc=''
+nvcc_version=''
+[ -z "$nvcc" ] || nvcc_version=$("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p' || true)
+
+# ---- which torch build do the GPU, its driver and the CUDA toolkit need? ------------------------------------------
 # PyPI's torch 2.11 is built for CUDA 13: driver 580 or newer, compute capability 7.5 (T4) or newer.
 # CUDA 12.6 builds run on drivers from 525 and still hold kernels for the P100 (6.0) and V100 (7.0);
 # Blackwell cards (10.0 and up) on an older driver need the CUDA 12.8 build.
+# Operators only compile with a toolkit of the same major version: one of CUDA 12 wants a CUDA 12 build on any driver.
+oldest_driver() { case $1 in cu126) echo 525 ;; cu128) echo 570 ;; *) echo 580 ;; esac; }
+cuda_major() { case $1 in cpu) ;; cu[0-9]*) echo "${1:2:2}" ;; *) echo 13 ;; esac; }
+# What each build has machine code for (without sm_50, for which mmcv does not compile).
+kernels() {
+  case $1 in
+    cu126) echo 6.0 7.0 7.5 8.0 8.6 9.0 ;;
+    cu128) echo 7.0 7.5 8.0 8.6 9.0 10.0 12.0 ;;
+    *) echo 7.5 8.0 8.6 9.0 10.0 12.0 ;;
+  esac
+}
 choose_torch() {
-  local rows driver capability
+  local weakest
   if [ "$torch_choice" != auto ]; then echo "$torch_choice"; return; fi
-  command -v nvidia-smi >/dev/null 2>&1 || { echo pypi; return; }
-  rows=$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null) || { echo pypi; return; }
-  [ -n "$rows" ] || { echo pypi; return; }
-  driver=$(printf '%s\n' "$rows" | head -n 1 | cut -d. -f1)
-  capability=$(printf '%s\n' "$rows" | cut -d, -f2 | tr -d ' .' | sort -n | head -n 1)   # the weakest card decides
-  if [ "$driver" -ge 580 ] && [ "$capability" -ge 75 ]; then echo pypi
-  elif [ "$capability" -ge 100 ] && [ "$driver" -ge 570 ]; then echo cu128
-  elif [ "$driver" -ge 525 ] && [ "$capability" -lt 100 ]; then echo cu126
+  if [ -z "$driver" ] || [ -z "$capabilities" ]; then
+    if [ "${FORCE_CUDA:-0}" = 1 ] && [ "${nvcc_version%%.*}" = 12 ]; then echo cu126; else echo pypi; fi
+    return
+  fi
+  weakest=$(head -n 1 <<<"$capabilities" | tr -d .)   # the weakest card decides
+  if [ "$driver" -ge 580 ] && [ "$weakest" -ge 75 ] && [ "${nvcc_version%%.*}" != 12 ]; then echo pypi
+  elif [ "$weakest" -ge 100 ] && [ "$driver" -ge 570 ]; then echo cu128
+  elif [ "$driver" -ge 525 ] && [ "$weakest" -lt 100 ]; then echo cu126
   else
     say "NVIDIA driver $driver is too old for this card and torch 2.11; installing for the CPU (update the driver to use the GPU)"
     echo pypi
@@ -42,17 +72,66 @@ choose_torch() {
 }
 build=$(choose_torch)
 
+# The architectures to compile for, as TORCH_CUDA_ARCH_LIST. Each card gets the newest that both it and torch know; torch
+# itself would take the cards that it sees while it compiles, and stop with an IndexError where it sees none.
+architectures() {
+  local known card best chosen=''
+  if [ -n "${TORCH_CUDA_ARCH_LIST:-}" ] && [ "$TORCH_CUDA_ARCH_LIST" != native ]; then echo "$TORCH_CUDA_ARCH_LIST"; return; fi
+  for card in $capabilities; do
+    best=''
+    for known in $(kernels "$1"); do [ "${known/./}" -gt "${card/./}" ] || best=$known; done
+    [ -z "$best" ] || chosen+="$best "
+  done
+  [ -n "$chosen" ] || chosen=$(kernels "$1")
+  # shellcheck disable=SC2086  one word each
+  echo "$(printf '%s\n' $chosen | sort -uV | paste -sd ';')+PTX"
+}
+list=$(architectures "$build")
+
 # ---- is there anything to do? --------------------------------------------------------------------------------
-# Without nvcc mmcv's operators are compiled for the CPU alone, which is enough to train on the CPU. FORCE_CUDA=1 compiles
-# them for GPUs on a machine that has none itself, e.g. a cluster's login node.
+# Without nvcc the operators of mmcv and Detectron2 are compiled for the CPU alone, which is enough to train on the CPU.
+name_of() { tr -c 'A-Za-z0-9.+\n' _ <<<"$1"; }   # a list as a part of a file name
 operators=cpu
-if command -v nvcc >/dev/null 2>&1 || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
-  if [ "${FORCE_CUDA:-0}" = 1 ] || nvidia-smi -L >/dev/null 2>&1; then operators=cuda; fi
+usable=no   # a GPU that this torch will see
+if [ "$gpu" = yes ] && [ "$build" != cpu ] && [ "${driver:-999}" -ge "$(oldest_driver "$build")" ]; then usable=yes; fi
+if [ -n "$nvcc" ] && [ "$build" != cpu ] && { [ "$usable" = yes ] || [ "${FORCE_CUDA:-0}" = 1 ]; }; then
+  operators=cuda-$(name_of "$list")
 fi
-fingerprint=$(cat "$root/requirements.txt" "$root/requirements-detectron2.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -c1-16)
-fingerprint=$fingerprint-$build-$operators
-ready() { [ "$(cat "$venv/.maskfold" 2>/dev/null || true)" = "$fingerprint" ]; }
+hash=$(cat "$root/requirements.txt" "$root/requirements-detectron2.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -c1-16)
+fingerprint=$hash-$build-$operators
+
+# An environment may do more than this machine would make it for, e.g. in a home shared by machines with different GPUs, or
+# none, or without nvcc: what serves here is left as it is.
+serves() {
+  local had=$1 had_build had_list card arch
+  case $had in "$hash"-*-cuda-*) ;; *) return 1 ;; esac
+  had_build=${had#"$hash-"} had_build=${had_build%%-*} had_list=_${had#*-cuda-}_
+  [ "$torch_choice" = auto ] || [ "$torch_choice" = "$had_build" ] || return 1
+  if [ "$gpu" = yes ]; then [ "${driver:-0}" -ge "$(oldest_driver "$had_build")" ] || return 1
+  elif [ "${FORCE_CUDA:-0}" != 1 ]; then return 0; fi
+  for card in $capabilities; do   # torch's own code is for cards of the same major number
+    case " $(kernels "$had_build")" in *" ${card%.*}."*) ;; *) return 1 ;; esac
+  done
+  for arch in $(architectures "$had_build" | tr ';' ' '); do
+    case ${had_list//+PTX/} in *_"${arch%+PTX}"_*) ;; *) return 1 ;; esac
+  done
+}
+ready() {
+  local had
+  had=$(cat "$venv/.maskfold" 2>/dev/null || true)
+  [ "$had" = "$fingerprint" ] || serves "$had"
+}
 if ready; then exit 0; fi
+
+if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
+  die "$venv is not empty and is no Python environment; making one there would delete what is in it. Set MASKFOLD_VENV to a new folder (or remove this one)"
+fi
+if [ "${FORCE_CUDA:-0}" = 1 ] && [ "$operators" = cpu ]; then
+  die "FORCE_CUDA=1 needs nvcc and a torch for CUDA (nvcc: ${nvcc:-none}; torch build: $build); install the CUDA toolkit and set CUDA_HOME, or unset FORCE_CUDA"
+fi
+if [ "$operators" != cpu ] && [ -n "$nvcc_version" ] && [ "${nvcc_version%%.*}" != "$(cuda_major "$build")" ]; then
+  die "$nvcc is of CUDA $nvcc_version, but the torch build $build is of CUDA $(cuda_major "$build") and compiles with a toolkit of that major version only. Install one and set CUDA_HOME to it (driver: ${driver:-none}; MASKFOLD_TORCH chooses another build); CUDA_HOME=/none does without nvcc, and MMDetection models then run on the CPU"
+fi
 
 # One set-up at a time: a second caller waits here and then finds the work done.
 mkdir -p "$(dirname "$venv")"
@@ -115,8 +194,23 @@ step "installing torch ($build)" pip install "${torch_index[@]}" "$(pinned torch
 printf '%s\n' "$build" >"$venv/.torch-build"
 
 # onedl-mmcv comes as source only. pip's own cache does not know which torch a wheel was compiled against, so ours is
-# kept by torch build, Python and mmcv version; put MASKFOLD_WHEELS on a drive to keep it between Colab sessions.
+# kept by torch build, Python, mmcv version and GPUs; put MASKFOLD_WHEELS on a drive to keep it between Colab sessions.
 mmcv=$(pinned onedl-mmcv)
+if [ "$operators" != cpu ]; then
+  export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$list
+  say "operators are compiled for compute capability $list by $nvcc (CUDA ${nvcc_version:-unknown})"
+else
+  # both set-ups take a GPU that torch sees for one to compile for, even where there is no nvcc
+  unset FORCE_CUDA
+  export CUDA_VISIBLE_DEVICES=''
+  if [ "$usable" = yes ]; then
+    say "there is a GPU but no nvcc: mmcv's operators are compiled for the CPU only, and MMDetection models will run there. To use the GPU install the CUDA toolkit ($(cuda_major "$build").x) and run bash pipeline/environment.sh again"
+  fi
+fi
+compilers() {
+  [ "$operators" = cpu ] || echo " for CUDA: nvcc ($nvcc) is of CUDA ${nvcc_version:-unknown}, torch of CUDA $torch_cuda, which should be the same; the compute capabilities were $list"
+}
+torch_cuda=$("$py" -c 'import torch; print(torch.version.cuda)')
 tag=$("$py" -c "import sys, torch; print(f'{torch.__version__}-py{sys.version_info[0]}{sys.version_info[1]}')")
 shelf=$wheels/$mmcv-torch$tag-$operators
 wheel_file() { ls "$shelf"/onedl_mmcv-*.whl 2>/dev/null | head -n 1; }
@@ -124,21 +218,17 @@ if [ -z "$(wheel_file)" ]; then
   mkdir -p "$shelf"
   scratch=$(mktemp -d "$shelf/build.XXXXXX")
   export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
-  if [ "$operators" = cuda ]; then export FORCE_CUDA=1
-  elif nvidia-smi -L >/dev/null 2>&1; then
-    say "there is a GPU but no nvcc: mmcv's operators are compiled for the CPU only (install the CUDA toolkit of torch's version)"
-  fi
   step "compiling onedl-mmcv's operators (about 7 minutes on two cores)" \
     pip wheel -v --no-deps --no-cache-dir --no-build-isolation --wheel-dir "$scratch" "$mmcv" ||
-    die "onedl-mmcv did not compile (a C++ compiler and Python headers are needed: apt-get install build-essential python3-dev); see $log"
+    die "onedl-mmcv did not compile$(compilers) (a C++ compiler and Python headers are needed: apt-get install build-essential python3-dev); see $log"
   mv "$scratch"/onedl_mmcv-*.whl "$shelf/"; rm -rf "$scratch"
 fi
 step "installing onedl-mmcv" pip install --no-deps --force-reinstall "$(wheel_file)" || die "see $log"
 step "installing everything else" pip install -r "$root/requirements.txt" 'setuptools<81' || die "see $log"
 
 # ---- Detectron2: wanted, not required ------------------------------------------------------------------------
-# Its operators are compiled against one torch: with another torch or another pin it is built again. One that was added by
-# hand and works is left alone.
+# Its operators are compiled against one torch and for some GPUs: with others, or another pin, it is built again. One that
+# was added by hand and works is left alone.
 wanted=$(sha256sum <"$root/requirements-detectron2.txt" | cut -c1-16)-$tag-$operators
 kept=$(cat "$venv/.detectron2" 2>/dev/null || true)
 if "$py" -c 'import torch; from detectron2 import _C' 2>/dev/null && [ "${kept:-$wanted}" = "$wanted" ]; then :
