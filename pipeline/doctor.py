@@ -104,15 +104,29 @@ def find_gpus() -> list[Gpu]:
 
 
 def find_mmcv_operators() -> bool:
-    """Run one of mmcv's compiled operators; True when they are compiled for CUDA as well."""
-    import torch
-    from mmcv.ops import get_compiling_cuda_version, nms
+    """Run one of mmcv's compiled operators on the CPU; True when they are compiled for CUDA as well."""
+    from mmcv.ops import get_compiling_cuda_version
 
-    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0]])
-    kept = nms(boxes, torch.tensor([0.9, 0.8]), 0.5)[1]
-    if kept.tolist() != [0]:
-        raise RuntimeError(f"mmcv's nms gives {kept.tolist()} where [0] is right")
+    _suppress_one_of_two("cpu")
     return bool(get_compiling_cuda_version() != "not available")
+
+
+def run_mmcv_on_gpus() -> None:
+    """Run the same operator on every GPU that torch sees; raises where one cannot."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        _suppress_one_of_two(f"cuda:{index}")
+
+
+def _suppress_one_of_two(device: str) -> None:
+    import torch
+    from mmcv.ops import nms
+
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0]], device=device)
+    kept = nms(boxes, torch.tensor([0.9, 0.8], device=device), 0.5)[1]
+    if kept.tolist() != [0]:
+        raise RuntimeError(f"mmcv's nms gives {kept.tolist()} on {device} where [0] is right")
 
 
 def find_module(name: str) -> str:
@@ -153,6 +167,7 @@ class Probes:
     torch: Callable[[], Torch] = find_torch
     gpus: Callable[[], list[Gpu]] = find_gpus
     mmcv_operators: Callable[[], bool] = find_mmcv_operators
+    mmcv_on_gpus: Callable[[], None] = run_mmcv_on_gpus
     mmdet: Callable[[], str] = lambda: find_module("mmdet")
     detectron2: Callable[[], str] = find_detectron2
     version: Callable[[str], str | None] = find_version
@@ -259,7 +274,7 @@ def _gpus(gpus: Sequence[Gpu], torch: Torch | Exception, probes: Probes) -> list
 def _gpu(gpu: Gpu, torch: Torch | Exception, probes: Probes) -> Finding:
     capability = ".".join(map(str, gpu.capability))
     text = f"{gpu.name}, {gpu.memory / 2**30:.0f} GB, compute capability {capability}, driver {gpu.driver}"
-    anew = f"rm -rf {_here(sys.prefix)} && {ENVIRONMENT}   # picks the build that this GPU and driver need"
+    anew = f"{_anew()}   # picks the build that this GPU and driver need"
     unused = "using this GPU: everything runs on the CPU"
     if isinstance(torch, Exception):
         return Finding("GPU", "note", text, unused, ENVIRONMENT)
@@ -302,17 +317,26 @@ def _mmcv(torch: Torch | Exception, probes: Probes) -> Finding:
         return Finding(
             "mmcv", "bad", f"its operators do not work: {_told(for_cuda)}", "every MMDetection model", ENVIRONMENT
         )
-    if for_cuda:
-        return Finding("mmcv", "good", "operators for CPU and CUDA")
-    if isinstance(torch, Torch) and torch.sees_gpu:
-        compiler = "" if _nvcc(probes) else "install the CUDA toolkit (nvcc) of torch's version, then: "
-        wheels = probes.setting("MASKFOLD_WHEELS") or "~/.cache/maskfold/wheels"
+    gpu = isinstance(torch, Torch) and torch.sees_gpu
+    if not for_cuda and not gpu:
+        return Finding("mmcv", "good", "operators for the CPU")
+    if not for_cuda:
+        compiler = "" if _nvcc(probes) else "install the CUDA toolkit (nvcc) of torch's CUDA version, then: "
         return Finding(
-            "mmcv", "bad", "operators for the CPU only, but torch uses the GPU",
-            "every MMDetection model, unless the GPU is hidden (CUDA_VISIBLE_DEVICES= bash run_all.sh)",
-            f"{compiler}rm -rf {wheels} {_here(sys.prefix)} && {ENVIRONMENT}",
+            "mmcv", "note", "operators for the CPU only, but torch sees a GPU",
+            "using the GPU for MMDetection models: they train and predict on the CPU",
+            f"{compiler}{_anew()}",
         )  # fmt: skip
-    return Finding("mmcv", "good", "operators for the CPU")
+    if not gpu:
+        return Finding("mmcv", "good", "operators for CPU and CUDA")
+    failed = _try(probes.mmcv_on_gpus)
+    if failed:
+        return Finding(
+            "mmcv", "bad", f"its operators do not run on the GPU, for which they were not compiled: {_first_line(failed)}",
+            "every MMDetection model, unless the GPU is hidden (CUDA_VISIBLE_DEVICES= bash run_all.sh)",
+            f"{_anew()}   # compiles for the GPUs here",
+        )  # fmt: skip
+    return Finding("mmcv", "good", "operators for CPU and CUDA; they run on the GPU")
 
 
 def _mmdet(probes: Probes) -> Finding:
@@ -383,8 +407,11 @@ def _tools(gpu: bool, probes: Probes) -> list[Finding]:
 
 
 def _nvcc(probes: Probes) -> str | None:
-    found = probes.command("nvcc")
-    return found or probes.command(f"{probes.setting('CUDA_HOME') or '/usr/local/cuda'}/bin/nvcc")
+    """The compiler that torch would use (torch.utils.cpp_extension)."""
+    toolkit = probes.setting("CUDA_HOME") or probes.setting("CUDA_PATH")
+    if toolkit:
+        return probes.command(f"{toolkit}/bin/nvcc")
+    return probes.command("nvcc") or probes.command("/usr/local/cuda/bin/nvcc")
 
 
 def _try(probe: Callable[[], T]) -> T | Exception:
@@ -397,8 +424,16 @@ def _try(probe: Callable[[], T]) -> T | Exception:
 def _told(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return "not installed" if error.name is None else f"not installed (no module {error.name})"
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"does not load: {type(error).__name__}: {first}"
+    return f"does not load: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def _anew() -> str:
+    """The command that makes the environment again, without what the last one left."""
+    return f"rm -rf {_here(sys.prefix)} && {ENVIRONMENT}"
 
 
 def _here(path: str) -> str:

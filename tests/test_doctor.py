@@ -34,6 +34,7 @@ HEALTHY = Probes(
     torch=lambda: CUDA13,
     gpus=lambda: [T4],
     mmcv_operators=lambda: True,
+    mmcv_on_gpus=lambda: None,
     mmdet=lambda: "3.5.1",
     detectron2=lambda: "0.6",
     version=pinned,
@@ -63,6 +64,7 @@ def test_every_complaint_says_what_it_stops_and_how_to_mend_it() -> None:
         torch=raising(ModuleNotFoundError("No module named 'torch'", name="torch")),
         gpus=raising(OSError("no nvidia-smi")),
         mmcv_operators=raising(ImportError("libtorch.so: cannot open shared object file")),
+        mmcv_on_gpus=raising(RuntimeError("No CUDA GPUs are available")),
         mmdet=raising(AttributeError("module 'mmcv' has no attribute '__version__'")),
         detectron2=raising(ImportError("undefined symbol: _ZN3c10")),
         version=lambda package: None,
@@ -149,9 +151,31 @@ def test_no_gpu_is_only_a_note() -> None:
 
 
 def test_mmcv_without_cuda_operators_matters_only_with_a_gpu() -> None:
-    assert found("mmcv", mmcv_operators=lambda: False).state == "bad"
+    finding = found("mmcv", mmcv_operators=lambda: False)
+    assert finding.state == "note"  # such models run on the CPU
+    assert "train and predict on the CPU" in finding.stops
     assert found("mmcv", mmcv_operators=lambda: False, torch=lambda: replace(CUDA13, sees_gpu=False)).state == "good"
     assert "nvcc" in found("mmcv", mmcv_operators=lambda: False, command=lambda name: None).mend
+
+
+def test_mmcv_compiled_for_another_card_is_found_out_on_the_gpu() -> None:
+    no_image = RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors…")
+    finding = found("mmcv", mmcv_on_gpus=raising(no_image))
+    assert finding.state == "bad"
+    assert "no kernel image is available for execution on the device" in finding.text
+    assert "kernel errors" not in finding.text
+    assert "every MMDetection model" in finding.stops and "bash pipeline/environment.sh" in finding.mend
+    hidden = replace(CUDA13, sees_gpu=False)
+    assert found("mmcv", mmcv_on_gpus=raising(no_image), torch=lambda: hidden).state == "good"
+
+
+def test_nvcc_is_looked_for_where_torch_does() -> None:
+    def exists(name: str) -> str | None:
+        return name if name in ("/opt/cuda/bin/nvcc", "nvcc") else None
+
+    assert found("nvcc", command=exists, setting={"CUDA_HOME": "/opt/cuda"}.get).text == "/opt/cuda/bin/nvcc"
+    assert found("nvcc", command=exists).text == "nvcc"
+    assert found("nvcc", command=exists, setting={"CUDA_HOME": "/none"}.get).state == "note"
 
 
 def test_versions_other_than_pinned() -> None:
