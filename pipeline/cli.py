@@ -233,11 +233,25 @@ def _split(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, _: list[str]) -> int:
-    from pipeline import supervision
+def _take_gpu(experiment: Experiment, layout: Layout) -> None:
+    """Take a GPU for the models of this process, or hide them all from one that cannot use them and would only fail."""
+    from pipeline import backends, supervision
 
-    with _stage("train", options) as (experiment, layout, made):
+    cannot = [name for name, model in experiment.models.items() if not backends.uses_gpu(model.framework)]
+    if cannot and supervision.gpus():
+        supervision.hide_gpus()
+        log.warning(
+            "the GPU is not used, everything here runs on the CPU: mmcv's operators, which %s needs, are compiled for the CPU "
+            "only. To use the GPU install the CUDA toolkit (nvcc) and run: bash pipeline/environment.sh",
+            ", ".join(cannot),
+        )
+    else:
         supervision.claim_gpu(layout.artifacts)
+
+
+def _train(options: argparse.Namespace, _: list[str]) -> int:
+    with _stage("train", options) as (experiment, layout, made):
+        _take_gpu(experiment, layout)
         from pipeline import dependencies
         from pipeline.stages import train
 
@@ -251,7 +265,6 @@ def _train(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _predict(options: argparse.Namespace, _: list[str]) -> int:
-    from pipeline import supervision
     from pipeline.experiment import ALL, ExperimentError
 
     with _stage("predict", options) as (experiment, layout, made):
@@ -264,7 +277,7 @@ def _predict(options: argparse.Namespace, _: list[str]) -> int:
         ]
         if not jobs:
             raise ExperimentError(f"fold {ALL!r} is trained on every image, so it has no out-of-fold predictions")
-        supervision.claim_gpu(layout.artifacts)
+        _take_gpu(experiment, layout)
         from pipeline.stages import predict
 
         for job in jobs:
@@ -355,7 +368,10 @@ def _run(options: argparse.Namespace, unknown: list[str]) -> int:
             _chosen(options),
             layout.run,
         )
-    succeeded = graph.run(experiment, layout, options.until, options.dry_run, options.cores, options.gpus, unknown)
+    cluster = graph.cluster(options.executor, options.jobs, options.gpus)
+    succeeded = graph.run(
+        experiment, layout, options.until, options.dry_run, options.cores, options.gpus, unknown, cluster
+    )
     return 0 if succeeded else 1
 
 
@@ -370,6 +386,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", "-n", action="store_true", help="say what would run and why, and run nothing")
     parser.add_argument("--cores", type=int, metavar="N", help="CPU cores to use (default: all)")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use, one training on each (default: all)")
+    parser.add_argument("--executor", metavar="NAME", help="Snakemake's executor for a cluster, e.g. slurm")
+    parser.add_argument("--jobs", type=int, metavar="N", help="jobs on the cluster at a time; --cores: cores of each")
     parser.epilog = "Other options go to Snakemake, e.g. --forcerun fuse."
 
 

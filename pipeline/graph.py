@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -24,6 +27,42 @@ SNAKEFILE = PROJECT / "pipeline" / "Snakefile"
 NOTHING_TO_DO = "nothing to do: everything is up to date"
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Where the stages run, if not here: the name of Snakemake's executor, and how many jobs it may have at a time."""
+
+    executor: str
+    jobs: int
+
+
+def cluster(executor: str | None, jobs: int | None, gpus: int | None) -> Cluster | None:
+    """What `run` is told about a cluster; None where everything runs here.
+
+    Args:
+        executor: Snakemake's name for it, e.g. ``slurm``; ``local`` and None are this machine.
+        gpus: how many may be used at a time; this machine's own say nothing about the cluster's.
+
+    Raises:
+        ExperimentError: the executor is not installed, or `jobs` or `gpus` is missing.
+    """
+    if executor in (None, "local"):
+        if jobs is not None:
+            raise ExperimentError("--jobs is for a cluster (--executor NAME); on this machine say --cores N")
+        return None
+    assert executor is not None
+    if importlib.util.find_spec("snakemake_executor_plugin_" + executor.replace("-", "_")) is None:
+        package = f"snakemake-executor-plugin-{executor}"
+        raise ExperimentError(
+            f"Snakemake has no executor {executor!r} here; add it with: {sys.executable} -m pip install "
+            f"-c {PROJECT / 'requirements.txt'} {package}"
+        )
+    if jobs is None or gpus is None:
+        raise ExperimentError(
+            f"--executor {executor} needs --jobs N (jobs on the cluster at a time) and --gpus N (GPUs at a time; 0: none)"
+        )
+    return Cluster(executor, jobs)
+
+
 def run(
     experiment: Experiment,
     layout: Layout,
@@ -32,15 +71,17 @@ def run(
     cores: int | None = None,
     gpus: int | None = None,
     options: Sequence[str] = (),
+    cluster: Cluster | None = None,
 ) -> bool:
     """Bring every artifact of a run up to date. True when nothing failed.
 
     Args:
         until: the last stage to run.
         dry_run: say what would run, and run nothing.
-        cores: CPU cores to use (all by default).
+        cores: CPU cores to use (all by default); on a cluster those of one job at most.
         gpus: GPUs to use (all by default); each holds one training at a time.
         options: further ones for Snakemake.
+        cluster: runs the stages; by default this machine does.
 
     Raises:
         BlockingIOError: another process is at work on the same run.
@@ -61,14 +102,15 @@ def run(
         )
     cores = cores or len(os.sched_getaffinity(0))
     gpus = len(supervision.gpus()) if gpus is None else gpus
-    arguments = ["--cores", str(cores), "--resources", f"gpu={gpus}"]
+    arguments = ["--resources", f"gpu={gpus}", *_where(cores, cluster)]
+    everything = ["everything", *arguments]
     if until:
-        arguments += ["--until", until]
+        everything += ["--until", until]
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
             frozen = Path(folder) / "experiment.yaml"
             frozen.write_text(_frozen(experiment))
-            succeeded = _snakemake(layout, frozen, gpus, ["everything", *arguments, "--dry-run", *options])
+            succeeded = _snakemake(layout, frozen, gpus, [*everything, "--dry-run", *options])
         return _conclude(succeeded)
     with supervision.exclusive(layout.artifacts / ".lock", f"run {experiment.name}", patience=0):
         supervision.announce_run()
@@ -82,9 +124,9 @@ def run(
         # The data come first, by themselves: where they turn out as they were, nothing more is made again.
         again = _incomplete_data(experiment, layout)
         succeeded = (
-            bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments[:4], *again])
+            bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments, *again])
         )
-        succeeded = succeeded and _snakemake(layout, frozen, gpus, ["everything", *arguments, *options])
+        succeeded = succeeded and _snakemake(layout, frozen, gpus, [*everything, *options])
         if succeeded and whole:
             uptodate.note(layout, wanted)
     return _conclude(succeeded) and (not whole or _tell(experiment, layout))
@@ -100,6 +142,16 @@ def _incomplete_data(experiment: Experiment, layout: Layout) -> list[str]:
                     log.info("%s is gone; the data are read again", path)
                     return ["--forcerun", "prepare"]
     return []
+
+
+def _where(cores: int, cluster: Cluster | None) -> list[str]:
+    if cluster is None:
+        return ["--cores", str(cores)]
+    # Snakemake takes --cores for those of all jobs together
+    return [
+        "--executor", cluster.executor, "--jobs", str(cluster.jobs),
+        "--cores", str(cores * cluster.jobs), "--max-threads", str(cores),
+    ]  # fmt: skip
 
 
 def record(experiment: Experiment, layout: Layout, stage: str, made: Sequence[Path]) -> None:

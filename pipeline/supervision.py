@@ -173,6 +173,11 @@ def gpus() -> list[str]:
     return [str(i) for i in range(count)]
 
 
+def hide_gpus() -> None:
+    """From now on this process and its children see no GPU. Has to be called before torch looks for one."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 _claimed: list[IO[str]] = []
 
 

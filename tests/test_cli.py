@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.backends import catalog
-from pipeline.experiment import PROJECT, ExperimentError
+from pipeline.experiment import PROJECT, ExperimentError, Layout, load
 from pipeline.stages import STAGES
 
 TOY_MASK = {"size": [4, 5], "counts": "523OO22"}
@@ -24,6 +25,42 @@ def call(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "pipeline", *words],
         cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False, **more,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------- GPUs ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("library", "model", "visible"),
+    [
+        (b"\x7fELF libc10.so libtorch_cpu.so", "mmdet", ""),
+        (b"\x7fELF libc10.so libcudart.so.13 libtorch_cuda.so", "mmdet", "3"),
+        (b"\x7fELF libc10.so libtorch_cpu.so", "detectron2", "3"),  # has no operators of mmcv
+    ],
+)
+def test_a_gpu_is_hidden_from_models_whose_operators_are_for_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    library: bytes,
+    model: str,
+    visible: str,
+) -> None:
+    (tmp_path / "mmcv").mkdir()
+    (tmp_path / "mmcv" / "__init__.py").write_text("raise ImportError('this looks without importing')")
+    (tmp_path / "mmcv" / "_ext.cpython-311-x86_64-linux-gnu.so").write_bytes(library)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mmcv", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    given = load("quickstart")
+    settings = next(iter(given.models.values())).model_copy(update={"framework": model})
+    cli._take_gpu(given.model_copy(update={"models": {"mine": settings}}), Layout("quickstart", tmp_path))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+    if visible:
+        assert not caplog.messages
+    else:
+        (line,) = caplog.messages
+        assert "mine" in line and "runs on the CPU" in line and "bash pipeline/environment.sh" in line
 
 
 # ---------------------------------------------------------------- help and mistakes -----------------------------------

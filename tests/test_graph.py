@@ -318,6 +318,84 @@ def test_options_that_are_not_ours_go_to_snakemake(project: ToyProject) -> None:
     assert project.planned("--forcerun", "score") == Counter(score=1, report=1)
 
 
+CLUSTER = """
+import subprocess
+
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.settings import CommonSettings
+
+common_settings = CommonSettings(
+    non_local_exec=True, implies_no_shared_fs=False, job_deploy_sources=False, init_seconds_before_status_checks=0
+)
+
+class Executor(RemoteExecutor):
+    def run_job(self, job):
+        with open("submitted.txt", "a") as handle:
+            print(job.rules[0] if job.is_group() else job.name, job.resources.get("gpu", 0), job.threads, file=handle)
+        process = subprocess.Popen(self.format_job_exec(job), shell=True)
+        self.report_job_submission(SubmittedJobInfo(job, aux={"process": process}))
+
+    async def check_active_jobs(self, active_jobs):
+        for job in active_jobs:
+            status = job.aux["process"].poll()
+            if status is None:
+                yield job
+            elif status:
+                self.report_job_error(job)
+            else:
+                self.report_job_success(job)
+
+    def cancel_jobs(self, active_jobs):
+        for job in active_jobs:
+            job.aux["process"].kill()
+
+    def get_python_executable(self):
+        import sys
+        return sys.executable
+"""
+
+
+def test_a_run_on_a_cluster_asks_for_its_gpus_and_cores(project: ToyProject) -> None:
+    """The executor is one of Snakemake's remote kind, which only starts its jobs here."""
+    plugin = project.folder / "snakemake_executor_plugin_pretended" / "__init__.py"
+    plugin.parent.mkdir()
+    plugin.write_text(CLUSTER)
+    on_cluster = (
+        "--executor",
+        "pretended",
+        "--jobs",
+        "2",
+        "--cores",
+        "3",
+        "--gpus",
+        "2",
+        "--seconds-between-status-checks",
+        "1",
+    )
+    done = project.call(
+        "run", "toy", "--set", "train.learning_rate=0.5", "--model", "a", "--until", "predict", *on_cluster
+    )
+    assert done.returncode == 0, done.stderr
+    submitted = (project.layout.artifacts / "submitted.txt").read_text().splitlines()
+    assert {line for line in submitted if line.startswith("train")} == {"train 1 1"}
+    assert any(line.startswith("predict 1") for line in submitted)
+
+
+def test_a_cluster_has_to_be_told_how_much_of_it_may_be_used(project: ToyProject) -> None:
+    plugin = project.folder / "snakemake_executor_plugin_pretended" / "__init__.py"
+    plugin.parent.mkdir()
+    plugin.write_text(CLUSTER)
+    for given in ((), ("--jobs", "2"), ("--gpus", "2")):
+        refused = project.call("run", "toy", "--dry-run", "--executor", "pretended", *given)
+        assert refused.returncode == 1
+        assert "--executor pretended needs --jobs N" in refused.stderr and "--gpus N" in refused.stderr
+    refused = project.call("run", "toy", "--dry-run", "--executor", "slurmy", "--jobs", "2", "--gpus", "2")
+    assert refused.returncode == 1
+    assert "pip install -c" in refused.stderr and "snakemake-executor-plugin-slurmy" in refused.stderr
+    assert "--jobs is for a cluster" in project.call("run", "toy", "--dry-run", "--jobs", "2").stderr
+
+
 def test_artifacts_may_live_elsewhere(project: ToyProject, tmp_path: Path) -> None:
     assert sum(project.planned("--root", str(tmp_path / "drive")).values()) == sum(JOBS.values())
 

@@ -88,6 +88,20 @@ def installed(framework: str) -> bool:
     return importlib.util.find_spec(FRAMEWORKS[framework]) is not None
 
 
+def uses_gpu(framework: str) -> bool:
+    """Whether a framework's compiled operators are made for GPUs, without importing them.
+
+    MMDetection's fail with CUDA tensors where mmcv was compiled for the CPU; those of Detectron2 are not needed on the way
+    that its models here take. One that is compiled for CUDA is linked against CUDA's runtime, by which it is known
+    however it was installed.
+    """
+    spec = importlib.util.find_spec("mmcv") if framework == "mmdet" else None
+    for folder in (spec and spec.submodule_search_locations) or []:
+        for path in Path(folder).glob("_ext*.so"):
+            return any(name in path.read_bytes() for name in (b"libcudart", b"libtorch_cuda", b"libc10_cuda"))
+    return True
+
+
 def get(framework: str) -> Backend:
     """The backend of a framework.
 
