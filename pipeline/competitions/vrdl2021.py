@@ -13,7 +13,6 @@ detections an image.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
-from pipeline.competitions.formats import png
+from pipeline.competitions.formats import png, vrdl_layout
 from pipeline.competitions.formats.archive import Archive, is_stray
 from pipeline.competitions.formats.coco_competition import CocoCompetition
-from pipeline.competitions.formats.coco_results import parse_ids
 from pipeline.competitions.formats.mask_files import Masks, read_masks
 from pipeline.competitions.formats.stored import remove_others, store
 from pipeline.metrics.coco_ap import Evaluation
@@ -106,7 +104,7 @@ class Vrdl2021(CocoCompetition):
                 "vrdl2021 needs its dataset.zip: set data.path in the experiment file or pass --data PATH"
             )
         with Archive(path) as archive:
-            root = _root(archive)
+            root = vrdl_layout.root(archive, IDS, "dataset.zip of VRDL 2021")
             integrity = Integrity()
             if archive.unsafe:
                 text = f"names that leave the archive are not read: {', '.join(archive.unsafe[:3])}"
@@ -128,42 +126,16 @@ class Vrdl2021(CocoCompetition):
         return Prepared(train, test, integrity)
 
     def _read_test(self, archive: Archive, root: str, target: Path, integrity: Integrity) -> Dataset:
-        place = f"{IDS} in {archive.path}"
-        try:
-            raw = json.loads(archive.read(root + IDS))
-        except (UnicodeDecodeError, ValueError) as error:
-            if isinstance(error, CompetitionError):
-                raise
-            raise CompetitionError(f"{place} is not JSON: {error}") from error
-        ids = parse_ids(raw, place, self.categories)
-        files = {
-            name[len(root) + 5 :]: name
-            for name in archive.names
-            if name.startswith(f"{root}test/") and not is_stray(name)
-        }
-        images, missing = [], []
-        for image in sorted(ids.images, key=lambda i: i.id):
-            if image.file_name not in files:
-                missing.append(f"test/{image.file_name}: it is in {IDS} but not in {archive.path}")
-                continue
-            try:
-                content = archive.read(files[image.file_name])
-                header = png.parse(content)
-                if (header.height, header.width) != (image.height, image.width):
-                    raise ValueError(f"it is {header.width}x{header.height}, {IDS} says {image.width}x{image.height}")
-            except ValueError as error:
-                missing.append(f"test/{image.file_name}: {error}")
-                continue
+        def size(content: bytes) -> tuple[int, int]:
+            header = png.parse(content)
+            return header.height, header.width
+
+        def keep(content: bytes, image: Image) -> Image:
             name = f"images/test/{PurePosixPath(image.file_name).name}"
             store(content, target / name)
-            images.append(Image(image.id, name, image.height, image.width, _groups(image.file_name, "site")))
-        if missing or not images:
-            raise CompetitionError(
-                "every test image must be whole, or the submission is not; get the archive again:\n  "
-                + "\n  ".join(missing or ["there is no test image"])
-            )
-        for name in sorted(set(files) - {i.file_name for i in ids.images}):
-            integrity.add("warning", f"test/{name}", f"is not in {IDS}: it is not predicted", "unknown id")
+            return Image(image.id, name, image.height, image.width, _groups(image.file_name, "site"))
+
+        images = vrdl_layout.read_test(archive, f"{root}test/", root + IDS, self.categories, size, keep, integrity)
         return Dataset(images, dict(self.categories), root=target)
 
     def stratum(self, image: Image) -> str:
@@ -181,19 +153,6 @@ def _groups(file_name: str, what: str) -> str:
     if len(parts) < 3 or parts[0] != "TCGA":
         return stem
     return "-".join(parts[: 2 if what == "site" else 3])
-
-
-def _root(archive: Archive) -> str:
-    """The folder inside that holds train/ and the ids, with a trailing slash unless it is the top."""
-    places = [name[: -len(IDS)] for name in archive.names if PurePosixPath(name).name == IDS and not is_stray(name)]
-    good = [place for place in places if any(name.startswith(f"{place}train/") for name in archive.names)]
-    if good:
-        return min(good, key=len)
-    top = sorted({name.split("/")[0] for name in archive.names})[:8]
-    what = "train/ beside " + IDS if places else IDS
-    raise CompetitionError(
-        f"{archive.path} holds no {what}; is it the dataset.zip of VRDL 2021? It has {', '.join(top) or 'nothing'}"
-    )
 
 
 def _list_train(archive: Archive, root: str, integrity: Integrity) -> list[_TrainImage]:
