@@ -6,7 +6,6 @@ import difflib
 import json
 import logging
 import math
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.competitions import CompetitionError, Problem
+from pipeline.competitions.formats import zipped
 from pipeline.competitions.formats.faults import SHOWN, Faults
 from pipeline.files import writing
 from pipeline.masks import FOREGROUND, rle_to_crop
@@ -74,53 +74,12 @@ def load(path: Path, member: str, images: Dataset | None = None, most: int | Non
 
 
 def _from_zip(path: Path, member: str, most: int) -> tuple[bytes | None, list[Problem]]:
-    def error(text: str) -> Problem:
-        return Problem("error", path.name, text, "archive")
-
+    problems: list[Problem] = []
     try:
-        with zipfile.ZipFile(path) as archive:
-            files = [info for info in archive.infolist() if not info.is_dir()]
-            problems = []
-            chosen = next((info for info in files if info.filename == member), None)
-            others = [info.filename for info in files if info.filename != member]
-            if chosen is None:
-                problems.append(error(_wrong_member(others, member)))
-                readable = [i for i in files if i.filename.lower().endswith(".json") and not _litter(i.filename)]
-                if len(readable) != 1:
-                    return None, problems
-                chosen = readable[0]
-            elif others:
-                text = f"holds {', '.join(others[:SHOWN])}{' …' if len(others) > SHOWN else ''} beside {member}"
-                problems.append(Problem("warning", path.name, text, "archive"))
-            if chosen.file_size > most:
-                return None, [
-                    *problems,
-                    error(f"{chosen.filename} unpacks to {chosen.file_size:,} bytes, not a submission"),
-                ]
-            return archive.read(chosen), problems
-    except zipfile.BadZipFile as fault:
-        return None, [error(f"is not a whole zip archive: {fault}")]
-    except (RuntimeError, NotImplementedError, EOFError, OSError) as fault:  # encrypted; unknown compression; cut off
-        return None, [error(f"cannot be unpacked: {fault}")]
-    except Exception as fault:
-        if type(fault).__module__ in ("zlib", "lzma"):
-            return None, [error(f"is damaged: {fault}")]
-        raise
-
-
-def _litter(name: str) -> bool:
-    return name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1].startswith(".")
-
-
-def _wrong_member(names: list[str], member: str) -> str:
-    if not names:
-        return f"is an empty archive; it must hold {member}"
-    nested = [name for name in names if name.replace("\\", "/").rsplit("/", 1)[-1] == member and not _litter(name)]
-    if nested:
-        return f"holds {nested[0]}; {member} must lie at the top, in no folder"
-    near = difflib.get_close_matches(member, names, n=1, cutoff=0.5)
-    shown = near[0] if near else ", ".join(names[:SHOWN])
-    return f"holds {shown} and no {member}; the file inside must have exactly that name"
+        with zipped.opened(path, member, most, problems) as handle:
+            return (None if handle is None else handle.read()), problems
+    except zipped.DamagedError as error:
+        return None, [Problem("error", path.name, str(error), "archive")]
 
 
 def _from_parquet(path: Path, images: Dataset | None) -> tuple[Any, list[Problem]]:
@@ -184,7 +143,7 @@ def read_ids(path: Path, categories: Mapping[int, str]) -> Dataset:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CompetitionError(f"there is no file {path}") from error
-    except (UnicodeDecodeError, ValueError) as error:
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CompetitionError(f"{path} is not JSON: {error}") from error
     return parse_ids(raw, str(path), categories)
 
@@ -203,7 +162,7 @@ def parse_ids(raw: Any, place: str, categories: Mapping[int, str]) -> Dataset:
             )
         try:
             images.append(Image(int(row["id"]), str(row["file_name"]), int(row["height"]), int(row["width"])))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise CompetitionError(f"{place}: image {number} ({row['file_name']}): {error}") from error
     for what, values in (("id", [i.id for i in images]), ("file_name", [i.file_name for i in images])):
         twice = [str(value) for value, count in Counter(values).items() if count > 1]
@@ -251,11 +210,8 @@ def submission_records(detections: Detections, test: Dataset) -> list[dict[str, 
 def write_zip(records: Sequence[Mapping[str, Any]], path: Path, member: str) -> None:
     """Write records as compact JSON into a zip with one deflated member; the same records give the same bytes."""
     content = json.dumps(list(records), separators=(",", ":"), allow_nan=False).encode()
-    info = zipfile.ZipInfo(member, date_time=(1980, 1, 1, 0, 0, 0))
-    info.create_system = 3
-    info.external_attr = 0o644 << 16
-    with writing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr(info, content, compress_type=zipfile.ZIP_DEFLATED, compresslevel=9)
+    with writing(path) as temporary, zipped.written(temporary, member, level=9) as handle:
+        handle.write(content)
 
 
 # ---------------------------------------------------------------- checking --------------------------------------------
