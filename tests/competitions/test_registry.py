@@ -18,8 +18,8 @@ def test_every_name_gives_a_competition_of_that_name() -> None:
 
 
 def test_unknown_name_gives_the_nearest() -> None:
-    with pytest.raises(CompetitionError, match="'vrdl2012'.*did you mean 'vrdl2021'.*known: .*synthetic"):
-        competitions.get("vrdl2012")
+    with pytest.raises(CompetitionError, match="'vrld2021'.*did you mean 'vrdl2021'.*known: .*synthetic"):
+        competitions.get("vrld2021")
 
 
 @pytest.mark.parametrize("name", ["formats", "..files", "os", ""])
