@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.competitions import CompetitionError, Problem
-from pipeline.competitions.formats import coco_results
+from pipeline.competitions import Problem
+from pipeline.competitions.formats import coco_fix, coco_results
 from pipeline.metrics.coco_ap import Evaluation, evaluate
 from pipeline.records import Dataset, Detections, Image
 
@@ -85,4 +85,4 @@ class CocoCompetition:
         return coco_results.check(path, self.member, ids, self.categories, self.max_detections)
 
     def fix(self, path: Path, ids: Dataset, target: Path) -> list[str]:
-        raise CompetitionError(f"{path}: submissions of {self.name} cannot be repaired yet")
+        return coco_fix.fix(path, self.member, ids, self.categories, target)

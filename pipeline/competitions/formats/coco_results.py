@@ -25,6 +25,12 @@ log = logging.getLogger("pipeline.competitions")
 MAX_JSON_BYTES = 512 << 20
 """A submission that unpacks to more is refused unread: real ones hold a few MB."""
 
+LARGE_BYTES = 100 << 20
+"""A submission that holds more is worth a warning: leaderboards have limits, and real ones hold a few MB."""
+
+SAMPLE = 1000
+"""Records that are looked at to tell how all are meant."""
+
 KEYS = ("image_id", "bbox", "score", "category_id", "segmentation")
 """Of a record, in the order in which they are written."""
 
@@ -237,6 +243,9 @@ def check(
     value, problems = load(path, member, ids, most)
     if value is None:
         return problems
+    if path.stat().st_size > LARGE_BYTES:
+        text = f"holds {path.stat().st_size:,} bytes; the leaderboard may take fewer"
+        problems.append(Problem("warning", path.name, text, "file size"))
     return problems + check_records(value, ids, categories, max_detections)
 
 
@@ -250,7 +259,7 @@ def check_records(value: Any, ids: Dataset, categories: Iterable[int], max_detec
         ]
     faults = Faults()
     known = sorted(set(categories))
-    boxes: list[tuple[np.ndarray, np.ndarray, str]] = []
+    boxes: list[tuple[np.ndarray, np.ndarray, str, dict[str, Any]]] = []
     masks: Counter[tuple[int, int, str]] = Counter()
     scores: list[float] = []
     per_image: Counter[tuple[int, int]] = Counter()
@@ -272,10 +281,12 @@ def check_records(value: Any, ids: Dataset, categories: Iterable[int], max_detec
             if category is not None:
                 per_image[image.id, category] += 1
             if box is not None and mask_box is not None:
-                boxes.append((box, mask_box, place))
+                boxes.append((box, mask_box, place, record["segmentation"]))
             if mask_box is not None and category is not None:
                 masks[image.id, category, str(record["segmentation"]["counts"])] += 1
     _check_boxes_against_masks(boxes, faults)
+    _check_counting(value, "image_id", sorted(ids.image), faults)
+    _check_counting(value, "category_id", known, faults)
     _check_whole(ids, per_image, masks, scores, max_detections, faults)
     return faults.problems()
 
@@ -289,19 +300,36 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_keys(record: Mapping[str, Any], place: str, faults: Faults) -> None:
+def _finite(value: float) -> bool:
+    """Whether a number fits a float, which whole numbers in JSON need not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def misspelt(record: Mapping[str, Any]) -> dict[str, str]:
+    """A record's keys that nearly are one of `KEYS` which it lacks, and those."""
     missing = [key for key in KEYS if key not in record]
-    spare = [key for key in record if key not in KEYS]
-    for key in list(spare):
-        near = difflib.get_close_matches(str(key).lower(), missing, n=1, cutoff=0.6)
+    found: dict[str, str] = {}
+    for key in record:
+        near = [] if key in KEYS else difflib.get_close_matches(str(key).lower(), missing, n=1, cutoff=0.6)
         if near:
-            faults.add("error", "key", f"the key {key!r} should be {near[0]!r}", place)
+            found[key] = near[0]
             missing.remove(near[0])
-            spare.remove(key)
-    for key in missing:
-        faults.add("error", "key", f"the key {key!r} is missing", place)
-    for key in spare:
-        faults.add("warning", "key", f"the key {key!r} means nothing to the scorer", place)
+    return found
+
+
+def _check_keys(record: Mapping[str, Any], place: str, faults: Faults) -> None:
+    renamed = misspelt(record)
+    for wrong, right in renamed.items():
+        faults.add("error", "key", f"the key {wrong!r} should be {right!r}", place)
+    for key in KEYS:
+        if key not in record and key not in renamed.values():
+            faults.add("error", "key", f"the key {key!r} is missing", place)
+    for key in record:
+        if key not in KEYS and key not in renamed:
+            faults.add("warning", "key", f"the key {key!r} means nothing to the scorer", place)
 
 
 def _check_image(record: Mapping[str, Any], ids: Dataset, place: str, faults: Faults) -> Image | None:
@@ -341,7 +369,7 @@ def _check_score(record: Mapping[str, Any], place: str, faults: Faults) -> float
     value = record["score"]
     if not _number(value):
         faults.add("error", "score", "the score is not a number", f"{place} ({_short(value)})")
-    elif not math.isfinite(value):
+    elif not _finite(value):
         faults.add("error", "score", "the score is not finite", f"{place} ({value})")
     elif not 0 <= value <= 1:
         faults.add("error", "score", "the score is outside 0..1", f"{place} ({value})")
@@ -355,7 +383,7 @@ def _check_box(record: Mapping[str, Any], image: Image | None, place: str, fault
     if "bbox" not in record:
         return None
     value = record["bbox"]
-    if not isinstance(value, list) or len(value) != 4 or not all(_number(v) and math.isfinite(v) for v in value):
+    if not isinstance(value, list) or len(value) != 4 or not all(_number(v) and _finite(v) for v in value):
         faults.add("error", "box", "bbox is not four numbers [x, y, width, height]", f"{place} ({_short(value)})")
         return None
     if value[2] < 0 or value[3] < 0:
@@ -397,6 +425,9 @@ def _check_mask(record: Mapping[str, Any], image: Image | None, place: str, faul
     if not isinstance(counts, str):
         error("the mask's counts are not text", _short(counts))
         return None
+    if counts[:2] in ("b'", 'b"'):
+        error("the mask's counts are Python's way to write bytes, b'…'; decode them to text")
+        return None
     if image is not None and size != [image.height, image.width]:
         swapped = "; height comes first" if size == [image.width, image.height] else ""
         error(
@@ -417,7 +448,7 @@ def _check_mask(record: Mapping[str, Any], image: Image | None, place: str, faul
     return np.array([box[0], box[1], box[2] - box[0], box[3] - box[1]], np.float64)
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def box_overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N,) IoU of boxes (N, 4) x0, y0, x1, y1, pair by pair."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     common = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
@@ -425,27 +456,50 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(common, union, out=np.zeros_like(union), where=union > 0))
 
 
-def _check_boxes_against_masks(found: Sequence[tuple[np.ndarray, np.ndarray, str]], faults: Faults) -> None:
-    """Boxes that fit their masks only when read as corners, and boxes that lie elsewhere than their masks."""
+def _check_boxes_against_masks(
+    found: Sequence[tuple[np.ndarray, np.ndarray, str, dict[str, Any]]], faults: Faults
+) -> None:
+    """Boxes or masks that fit each other only when read in another way, and boxes that lie elsewhere than their masks."""
     if not found:
         return
     given, mask = np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
-    mask = np.concatenate([mask[:, :2], mask[:, :2] + mask[:, 2:]], axis=1)
-    as_size = _overlap(np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1), mask)
-    as_corners = _overlap(given, mask)
+    corners_of_mask = np.concatenate([mask[:, :2], mask[:, :2] + mask[:, 2:]], axis=1)
+    corners_given = np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1)
+    as_size = box_overlaps(corners_given, corners_of_mask)
+    as_corners = box_overlaps(given, corners_of_mask)
     corners = as_corners > as_size + 0.1
     if corners.mean() > 0.5:
         text = "bbox looks like corners [x0, y0, x1, y1]; it must be [x, y, width, height]"
         for i in np.flatnonzero(corners):
             faults.add("error", "box", text, found[i][2])
         return
-    for i in np.flatnonzero(as_size < 0.05):
-        faults.add(
-            "warning",
-            "box",
-            "bbox and mask lie in different places; one of them may be of a resized image",
-            found[i][2],
-        )
+    apart = np.flatnonzero(as_size < 0.05)
+    if len(apart) > len(found) / 2 and _along_rows(
+        [found[i][3] for i in apart[:SAMPLE]], corners_given[apart[:SAMPLE]]
+    ):
+        text = "the mask's runs look as if they went along the rows; COCO's go down the columns"
+        for i in apart:
+            faults.add("error", "mask", text, found[i][2])
+        return
+    for i in apart:
+        text = "bbox and mask lie in different places; one of them may be of a resized image"
+        faults.add("warning", "box", text, found[i][2])
+    if len(found) > 2 and np.array_equal(given, mask + (1, 1, 0, 0)):
+        faults.add("warning", "box", "every bbox is its mask's, moved by one: boxes count from 0", "all records")
+
+
+def _check_counting(records: Sequence[Any], key: str, known: Sequence[int], faults: Faults) -> None:
+    """Ids that are all one too low, the first of which is not known."""
+    values = {record[key] for record in records if isinstance(record, dict) and type(record.get(key)) is int}
+    if len(known) > 1 and known[0] - 1 in values and known[-1] not in values and min(values) == known[0] - 1:
+        text = f"{key} looks counted from {known[0] - 1}: then every record's is one too low"
+        faults.add("error", "category" if key == "category_id" else "image id", text, "all records")
+
+
+def _along_rows(rles: Sequence[dict[str, Any]], boxes: np.ndarray) -> bool:
+    """Whether most masks fit their boxes, (N, 4) corners, when their runs are taken to go along the rows."""
+    places = [rle_to_crop({"size": rle["size"][::-1], "counts": rle["counts"]})[0][[1, 0, 3, 2]] for rle in rles]
+    return bool((box_overlaps(boxes, np.array(places, np.float64)) >= 0.5).mean() > 0.5)
 
 
 def _check_whole(
