@@ -143,6 +143,12 @@ def _validate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ids", metavar="FILE", help="with --competition: the test images' ids as handed out, or a COCO file"
     )
+    parser.add_argument(
+        "--fix",
+        metavar="OUTPUT",
+        type=Path,
+        help="with --competition: write a copy in which is repaired what is certain; the status is then that of the copy",
+    )
 
 
 def _fuse_options(parser: argparse.ArgumentParser) -> None:
@@ -344,11 +350,21 @@ def _validate(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.stages import validate
 
     if options.competition:
-        problems, valid = validate.validate_files(options.competition, _needed(options, "ids"), options.experiment)
+        ids = _needed(options, "ids")
+        problems, valid = validate.validate_files(options.competition, ids, options.experiment)
         for problem in problems:
             print(problem, file=sys.stderr)
-        _print_json({"competition": options.competition, "valid": valid, "problems": validate.to_json(problems)})
+        result = {"competition": options.competition, "valid": valid, "problems": validate.to_json(problems)}
+        if options.fix is not None:
+            repair = validate.fix_files(options.competition, ids, options.experiment, options.fix)
+            for line in repair.told():
+                print(line, file=sys.stderr)
+            result |= repair.to_json()
+            valid = valid if repair.target is None else repair.valid
+        _print_json(result)
         return 0 if valid else 1
+    if options.fix is not None:
+        raise ValueError("--fix repairs a submission file: give --competition NAME and --ids FILE too")
     with _stage("validate", options) as (experiment, layout, made):
         validate.run(experiment, layout)
         made.append(layout.artifacts / "validation.json")

@@ -251,6 +251,36 @@ def test_validate_of_files_tells_every_problem_and_its_status(files: Path) -> No
     assert missing.returncode == 1 and last_line(missing)["valid"] is False
 
 
+def test_validate_repairs_what_is_certain(files: Path) -> None:
+    words = ["validate", "--competition", "vrdl2021", "--ids", str(files / "ids.json")]
+    records = json.loads((files / "good.json").read_text())
+    for record in records:
+        record["segmenation"] = record.pop("segmentation")
+    broken, target = files / "broken.json", files / "out" / "fixed.zip"
+    broken.write_text(json.dumps(records))
+    done = call(*words, str(broken), "--fix", str(target))
+    assert done.returncode == 0, done.stderr
+    result = last_line(done)
+    assert result["valid"] is False and result["problems"]
+    assert result["fixed"] == str(target) and result["fixed_valid"] is True and result["fixed_problems"] == []
+    assert any("'segmentation'" in change for change in result["changes"])
+    assert all(change in done.stderr for change in result["changes"])
+    assert call(*words, str(target)).returncode == 0
+    scored = call("score", "--competition", "vrdl2021", "--truth", str(files / "truth.json"), str(target))
+    assert last_line(scored)["score"] == pytest.approx(1.0, abs=1e-9)
+
+    nothing = call(*words, str(target), "--fix", str(files / "again.zip"))  # it needs no repair
+    assert nothing.returncode == 0 and "nothing was changed" in nothing.stderr
+    assert last_line(nothing) == {
+        "competition": "vrdl2021", "valid": True, "problems": [], "fixed": None, "changes": [],
+    }  # fmt: skip
+    assert not (files / "again.zip").exists()
+    over = call(*words, str(target), "--fix", str(target))
+    assert over.returncode == 1 and "give the copy another name" in over.stderr
+    alone = call("validate", "quickstart", "--fix", str(target))
+    assert alone.returncode == 1 and "--competition" in alone.stderr
+
+
 def test_fuse_of_files_makes_a_valid_submission(files: Path) -> None:
     one, two, target = files / "good.json", files / "other.json", files / "fused.zip"
     two.write_text(one.read_text())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import competitions
 from pipeline.competitions import Problem
@@ -46,6 +48,57 @@ def validate_files(competition: str, ids_path: str | Path, submission_path: str 
     chosen = competitions.get(competition)
     problems = chosen.validate(Path(submission_path), chosen.read_ids(Path(ids_path)))
     return problems, not any(problem.severity == "error" for problem in problems)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What became of a submission's repair.
+
+    Attributes:
+        target: the repaired copy; None where nothing could be repaired with certainty.
+        changes: what was changed, in plain words.
+        problems: of the copy.
+        reason: why there is no copy.
+    """
+
+    target: Path | None
+    changes: list[str]
+    problems: list[Problem]
+    reason: str = ""
+
+    @property
+    def valid(self) -> bool:
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def told(self) -> list[str]:
+        """The changes and what is still wrong, line by line."""
+        if self.target is None:
+            return [f"nothing was changed: {self.reason}"]
+        lines = [f"changed: {change}" for change in self.changes]
+        left = [f"still {problem}" for problem in self.problems]
+        verdict = "it is a valid submission" if self.valid else "it is not a valid submission yet"
+        return [*lines, *left, f"written to {self.target}: {verdict}"]
+
+    def to_json(self) -> dict[str, Any]:
+        copy = {"fixed_valid": self.valid, "fixed_problems": to_json(self.problems)} if self.target is not None else {}
+        return {"fixed": None if self.target is None else str(self.target), "changes": self.changes, **copy}
+
+
+def fix_files(competition: str, ids_path: str | Path, submission_path: str | Path, target: Path) -> Repair:
+    """Write a copy of any submission in which is repaired what is certain, and check it.
+
+    Raises:
+        CompetitionError: there is no such competition; the ids cannot be read; the copy would replace the submission.
+    """
+    chosen = competitions.get(competition)
+    ids, path = chosen.read_ids(Path(ids_path)), Path(submission_path)
+    if target.resolve() == path.resolve():
+        raise competitions.CompetitionError(f"--fix {target} would replace the submission; give the copy another name")
+    try:
+        changes = chosen.fix(path, ids, target)
+    except competitions.CompetitionError as error:
+        return Repair(None, [], [], str(error))
+    return Repair(target, changes, chosen.validate(target, ids))
 
 
 def to_json(problems: list[Problem]) -> list[dict[str, str]]:

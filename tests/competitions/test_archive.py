@@ -195,7 +195,7 @@ def packed(kind: str) -> bytes:
 SEEDS = {kind: packed(kind) for kind in ("zip", "tar", "tar.gz")}
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(SEEDS)), data=st.data())
 def test_damaged_bytes_give_a_clear_error_or_are_read(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     content = bytearray(SEEDS[kind])

@@ -105,7 +105,7 @@ def test_palettes_and_rows_from_the_top() -> None:
     np.testing.assert_array_equal(bmp.parse(bytes(content)).values(), values[::-1])
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300, deadline=20_000)
 @given(data=st.data())
 def test_damaged_bitmaps_are_refused_or_read(data: st.DataObject) -> None:
     content = bytearray(encoded(cell(5, 7)))
