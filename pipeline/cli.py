@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(f"python -m pipeline {name}", description=command.about)
     command.options(parser)
     options, unknown = parser.parse_known_intermixed_args(rest)
-    if unknown and name != "run":
+    if name == "run":
+        _check_unknown(parser, unknown)
+    elif unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"[{name}] %(message)s", force=True)
     for chatty in ("numba", "matplotlib", "PIL", "fontTools", "httpx", "albumentations"):
@@ -214,7 +216,16 @@ def _stage(name: str, options: argparse.Namespace) -> Iterator[tuple[Experiment,
     for line in left_out:
         log.info("%s", line)
     made: list[Path] = []
-    yield experiment, layout, made
+    try:
+        yield experiment, layout, made
+    except FileNotFoundError as error:
+        stage = {layout.train_json: "prepare", layout.test_json: "prepare", layout.folds: "split"}.get(
+            Path(error.filename or "")
+        )
+        if stage is None:
+            raise
+        command = f"python -m pipeline {stage} {options.experiment}"
+        raise FileNotFoundError(f"there is no {error.filename}; make it with: {command}") from error
     if not supervision.in_run():
         from pipeline import graph
 
@@ -391,6 +402,32 @@ def _run(options: argparse.Namespace, unknown: list[str]) -> int:
     return 0 if succeeded else 1
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _check_unknown(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
+    """Options that are not ours go to Snakemake; those that it does not have either are told with the nearest."""
+    asked = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    if not asked:
+        if unknown:
+            parser.error(f"run takes one experiment; {' '.join(unknown)} is too much")
+        return
+    import difflib
+
+    from snakemake.cli import get_argument_parser
+
+    ours = list(parser._option_string_actions)
+    known = {*ours, *get_argument_parser()._option_string_actions}
+    for option in asked:
+        if option not in known and not (len(option) > 2 and option[1] != "-" and option[:2] in known):
+            near = difflib.get_close_matches(option, ours, n=1) or difflib.get_close_matches(option, sorted(known), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            parser.error(f"there is no option {option}{hint}; run --help lists ours, others go to Snakemake")
+
+
 def _chosen(options: argparse.Namespace) -> str:
     return ", ".join([*(options.model or []), *(f"fold {fold}" for fold in options.fold or [])])
 
@@ -400,7 +437,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _selecting_options(parser)
     parser.add_argument("--until", choices=STAGES, metavar="STAGE", help=f"the last stage to run: {', '.join(STAGES)}")
     parser.add_argument("--dry-run", "-n", action="store_true", help="say what would run and why, and run nothing")
-    parser.add_argument("--cores", type=int, metavar="N", help="CPU cores to use (default: all)")
+    parser.add_argument("--cores", type=_count, metavar="N", help="CPU cores to use (default: all)")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use, one training on each (default: all)")
     parser.add_argument("--executor", metavar="NAME", help="Snakemake's executor for a cluster, e.g. slurm")
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs on the cluster at a time; --cores: cores of each")

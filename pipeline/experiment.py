@@ -112,6 +112,15 @@ class PredictSettings(Settings):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     max_detections: int = Field(1000, ge=1)
 
+    @field_validator("views", "oof_views")
+    @classmethod
+    def _views_are_known(cls, names: list[str] | None) -> list[str] | None:
+        from pipeline.views import parse
+
+        for name in names or []:
+            parse(name)
+        return names
+
 
 class FusionSettings(Settings):
     """How the voters' detections become one list.
@@ -387,6 +396,11 @@ class Layout:
     @property
     def folds(self) -> Path:
         return self.root / "folds" / f"{self.run}.csv"
+
+    @property
+    def folds_record(self) -> Path:
+        """What `split` remembers of the CSV as it last left or checked it."""
+        return self.artifacts / "folds.json"
 
     def training(self, model: str, fold: str) -> Path:
         """Folder of one training; its framework checkpoints and logs are in ``work/`` below it."""

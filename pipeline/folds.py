@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import io
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.files import writing
+from pipeline.files import write_json, writing
 from pipeline.records import Dataset, Image
 
 COLUMNS = ("image", "fold", "stratum", "group", "instances")
@@ -276,3 +279,29 @@ def read_folds(path: Path, dataset: Dataset) -> dict[int, int]:
 def _some(things: Sequence[object], shown: int = 5) -> str:
     more = f" and {len(things) - shown} more" if len(things) > shown else ""
     return ", ".join(map(str, things[:shown])) + more
+
+
+# ---------------------------------------------------------------- whose CSV it is -------------------------------------
+
+
+def remember(path: Path, record: Path, by_hand: bool) -> None:
+    """Keep the CSV's hash: any other content was written or edited by hand since."""
+    path.touch()  # made now, even where nothing needed to change: the graph goes by time
+    write_json(record, {"by_hand": by_hand, "sha256": _sha256(path)})
+
+
+def remembered(record: Path) -> dict[str, Any]:
+    """What `remember` kept; empty where nothing was."""
+    try:
+        return dict(json.loads(record.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def is_known(path: Path, record: Path) -> bool:
+    """Whether the CSV is as it was when it was last made or checked."""
+    return remembered(record).get("sha256") == _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

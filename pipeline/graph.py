@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import competitions, dependencies, supervision, uptodate
+from pipeline import competitions, dependencies, folds, supervision, uptodate
 from pipeline.backends import catalog
 from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout
 from pipeline.files import writing
@@ -122,7 +122,7 @@ def run(
             return _tell(experiment, layout)
         _freeze(experiment, frozen)
         # The data come first, by themselves: where they turn out as they were, nothing more is made again.
-        again = _incomplete_data(experiment, layout)
+        again = _to_make_again(experiment, layout)
         succeeded = (
             bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments, *again])
         )
@@ -132,16 +132,20 @@ def run(
     return _conclude(succeeded) and (not whole or _tell(experiment, layout))
 
 
-def _incomplete_data(experiment: Experiment, layout: Layout) -> list[str]:
-    """Options that have the data made again where an image that they list is gone: the graph knows the folder alone."""
+def _to_make_again(experiment: Experiment, layout: Layout) -> list[str]:
+    """Options that force what the graph cannot know: an image that is gone (it knows the folder alone), and folds that
+    somebody has edited, which `split` checks before anything is trained on them."""
+    rules = []
     for table in (layout.train_json, layout.test_json):
         if table.exists() and dependencies.data_at_hand(experiment):
-            for image in json.loads(table.read_text())["images"]:
-                path = table.parent / image["file_name"]
-                if not path.exists():
-                    log.info("%s is gone; the data are read again", path)
-                    return ["--forcerun", "prepare"]
-    return []
+            images = (table.parent / image["file_name"] for image in json.loads(table.read_text())["images"])
+            gone = next((path for path in images if not path.exists()), None)
+            if gone is not None:
+                log.info("%s is gone; the data are read again", gone)
+                rules.append("prepare")
+    if layout.folds.exists() and layout.train_json.exists() and not folds.is_known(layout.folds, layout.folds_record):
+        rules.append("split")
+    return ["--forcerun", *rules] if rules else []
 
 
 def _where(cores: int, cluster: Cluster | None) -> list[str]:
@@ -179,10 +183,8 @@ def _conclude(succeeded: bool) -> bool:
 
     if succeeded and not TALLY.started:
         log.info(NOTHING_TO_DO)
-    for line in TALLY.failed:
-        log.error("%s", line)
     if TALLY.failed:
-        log.error("what did not depend on it is done; the same command goes on from here")
+        log.error("not everything could be made; what is done is kept, and the same command goes on from here")
     return succeeded
 
 

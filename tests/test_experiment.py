@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.backends import catalog
 from pipeline.experiment import ALL, PROJECT, Experiment, ExperimentError, Layout, digest, find, load
 
 SMALL: dict[str, Any] = {
@@ -198,3 +199,15 @@ def test_the_artifacts_of_two_runs_models_folds_and_parts_never_meet(tmp_path: P
     assert layout.submission() == tmp_path / "submissions" / "one.zip"
     assert layout.checkpoint("a", "0").is_relative_to(layout.training("a", "0"))
     assert Layout("one").root == PROJECT
+
+
+def test_a_misspelt_view_is_told_on_load(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="predict.views: there is no view 'sideflip'; did you mean 'vflip'"):
+        load("quickstart", {"predict.views": ["sideflip"]})
+
+
+def test_a_model_config_may_be_named_as_it_is_listed() -> None:
+    listed = catalog.locate("mmdet/mask-rcnn_r18_slim")
+    assert listed == PROJECT / "configs" / "models" / "mmdet" / "mask-rcnn_r18_slim.py"
+    with pytest.raises(ExperimentError, match=r"did you mean configs/models/mmdet/mask-rcnn_r18_slim\.py"):
+        catalog.locate("configs/models/mmdet/mask-rcnn_r18_slm.py")

@@ -314,6 +314,32 @@ def test_a_model_config_may_lie_where_the_user_is(project: ToyProject, tmp_path:
     assert done.returncode == 0 and "train mine" in done.stderr, done.stderr
 
 
+def test_a_training_that_cannot_begin_costs_no_checkpoint(project: ToyProject) -> None:
+    checkpoint = project.layout.checkpoint("a", "0")
+    before = checkpoint.read_bytes()
+    refused = project.call("run", "toy", "--model", "a", "--until", "train", "--set", "train.learning_rate=3")
+    assert refused.returncode == 1 and checkpoint.read_bytes() == before
+
+
+def test_folds_edited_by_hand_are_checked_before_anything_is_trained(project: ToyProject) -> None:
+    project.layout.folds.write_text("3 ")
+    assert project.run("--until", "split") == Counter(split=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--modle", "a"], "no option --modle (did you mean --model?)"),
+        (["--foo-bar"], "no option --foo-bar"),
+        (["toy"], "one experiment"),
+        (["--cores", "0"], "not a number of at least 1"),
+    ],
+)
+def test_misspelt_options_are_told_with_the_nearest(project: ToyProject, words: list[str], told: str) -> None:
+    refused = project.call("run", "toy", *words)
+    assert refused.returncode == 2 and told in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_options_that_are_not_ours_go_to_snakemake(project: ToyProject) -> None:
     assert project.planned("--forcerun", "score") == Counter(score=1, report=1)
 

@@ -63,11 +63,12 @@ def run(experiment, layout):
     toy.put(layout.integrity, "fine")
 """,
     "split": """
-from pipeline import competitions, toy
+from pipeline import competitions, folds, toy
 def run(experiment, layout):
     toy.mark(layout, "split")
     if not layout.folds.exists():
         toy.put(layout.folds, experiment.folds.count)
+    folds.remember(layout.folds, layout.folds_record, by_hand=False)
 """,
     "train": """
 import time

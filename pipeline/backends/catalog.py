@@ -6,6 +6,7 @@ Everything here reads the config files as text, so that no framework has to be i
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import json
 import urllib.error
@@ -100,15 +101,20 @@ def place(name: str) -> Path:
 
 
 def locate(config: str) -> Path:
-    """The file of `ModelSettings.config`.
+    """The file of `ModelSettings.config`: a path, or a name as `models` lists it.
 
     Raises:
         ExperimentError: it is not there.
     """
     path = place(config)
-    if not path.is_file():
-        raise ExperimentError(f"there is no model config {path}; `python -m pipeline models` lists those there are")
-    return path
+    if path.is_file():
+        return path
+    listed = {entry.name: entry.path for entry in entries()}
+    if config in listed:
+        return listed[config]
+    near = difflib.get_close_matches(config, [*listed, *(str(p.relative_to(PROJECT)) for p in listed.values())], n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ExperimentError(f"there is no model config {path}{hint}; `python -m pipeline models` lists those there are")
 
 
 def fingerprint(config: str) -> str:

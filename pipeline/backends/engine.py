@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.backends import CheckpointError, TrainingError, TrainJob
 from pipeline.backends.checkpoints import without_code
-from pipeline.backends.samples import Sample, Samples
+from pipeline.backends.samples import Sample, Samples, augmentation
 from pipeline.experiment import NOT_IN_THE_RESULT, TrainSettings, digest
 
 log = logging.getLogger("pipeline.train")
@@ -128,6 +128,7 @@ def run(
         TrainingError: the loss is not a number, or stays exactly zero.
     """
     settings = job.settings
+    augmentation(settings.augment, job.seed)  # what it does not know is told before anything is thrown away
     work = _work_folder(job)
     samples = Samples(job.images, settings, job.seed, settings.iterations * settings.batch)
     hooks: list[Any] = [Watch(job.title, job.folder, settings)]

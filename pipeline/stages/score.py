@@ -127,6 +127,10 @@ def score_files(competition: str, truth_path: str | Path, submission_path: str |
     """
     chosen = competitions.get(competition)
     truth = chosen.read_truth(_existing_file(Path(truth_path)))
+    if not truth.instances:
+        raise competitions.CompetitionError(
+            f"{truth_path} holds no true instances, so there is nothing to score against"
+        )
     return chosen.score(truth, chosen.read_submission(_existing_file(Path(submission_path)), truth))
 
 

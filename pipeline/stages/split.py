@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from pathlib import Path
 
 from pipeline import competitions, folds
 from pipeline.experiment import Experiment, Layout
-from pipeline.files import write_json
 from pipeline.records import Dataset
 
 log = logging.getLogger("pipeline.split")
-
-
-def record(layout: Layout) -> Path:
-    """Where the last CSV of this stage is remembered, by its hash: any other was written or edited by hand."""
-    return layout.artifacts / "folds.json"
 
 
 def run(experiment: Experiment, layout: Layout) -> list[folds.Row]:
@@ -37,12 +29,12 @@ def run(experiment: Experiment, layout: Layout) -> list[folds.Row]:
             for warning in folds.check(rows, path, dataset, experiment.folds.count):
                 log.warning("%s", warning)
             log.info("%s was written by hand and is used as it is; delete it to have one made", path)
-            _remember(path, layout, by_hand=True)
+            folds.remember(path, layout.folds_record, by_hand=True)
             return rows
     rows = _divide(experiment, dataset)
     if not path.exists() or path.read_text() != folds.to_csv(rows):
         folds.write_csv(rows, path)
-    _remember(path, layout, by_hand=False)
+    folds.remember(path, layout.folds_record, by_hand=False)
     for fold in range(experiment.folds.count):
         own = [row for row in rows if row.fold == fold]
         log.info("fold %d: %d images in %d groups", fold, len(own), len({row.group or row.image for row in own}))
@@ -55,11 +47,7 @@ def _divide(experiment: Experiment, dataset: Dataset) -> list[folds.Row]:
 
 
 def _is_ours(path: Path, layout: Layout) -> bool:
-    try:
-        remembered = json.loads(record(layout).read_text())
-    except (FileNotFoundError, ValueError):
-        return False
-    return remembered.get("by_hand") is False and remembered.get("sha256") == _sha256(path.read_bytes())
+    return folds.is_known(path, layout.folds_record) and folds.remembered(layout.folds_record)["by_hand"] is False
 
 
 def _is_what_we_would_write(rows: list[folds.Row], experiment: Experiment, dataset: Dataset) -> bool:
@@ -68,12 +56,3 @@ def _is_what_we_would_write(rows: list[folds.Row], experiment: Experiment, datas
         return folds.to_csv(rows) == folds.to_csv(_divide(experiment, dataset))
     except folds.FoldsError:
         return False
-
-
-def _remember(path: Path, layout: Layout, by_hand: bool) -> None:
-    path.touch()  # made now, even where nothing needed to change: the graph goes by time
-    write_json(record(layout), {"by_hand": by_hand, "sha256": _sha256(path.read_bytes())})
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

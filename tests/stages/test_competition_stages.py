@@ -176,7 +176,7 @@ def test_edited_csv_is_kept_whatever_the_settings(divided: Layout, caplog: pytes
 
 
 def test_csv_by_hand_before_the_first_run(divided: Layout) -> None:
-    split.record(divided).unlink()
+    divided.folds_record.unlink()
     names = [row.image for row in read_csv(divided.folds)]
     text = "image,fold\n" + "".join(f"{name},{k % 3}\n" for k, name in enumerate(names))
     divided.folds.write_text(text)
@@ -191,7 +191,7 @@ def test_csv_by_hand_before_the_first_run(divided: Layout) -> None:
 
 
 def test_our_own_csv_is_known_without_its_record(divided: Layout) -> None:
-    split.record(divided).unlink()
+    divided.folds_record.unlink()
     split.run(EXPERIMENT, divided)
     split.run(an_experiment(folds={"count": 2}), divided)
     assert {row.fold for row in read_csv(divided.folds)} == {0, 1}
