@@ -167,7 +167,8 @@ def test_run_takes_its_options_in_any_order_and_passes_others_on(seen: list[Any]
     words += ["--set", "train.iterations=9", "--set", "predict.views=[identity]", "--fold", "1", "--gpus", "0", "-n"]
     words += ["--data", "some.zip", "--model", "mask-rcnn"]
     assert cli.main(words) == 0
-    experiment, layout, until, dry_run, cores, gpus, others = seen[0]
+    experiment, layout, until, dry_run, cores, gpus, others, cluster = seen[0]
+    assert cluster is None
     assert (until, dry_run, cores, gpus, others) == ("train", True, 3, 0, ["--forcerun", "fuse"])
     assert experiment.name == "quickstart" and layout.root == tmp_path
     assert experiment.train.iterations == 9 and experiment.predict.views == ["identity"]

@@ -528,7 +528,7 @@ def test_a_stage_reads_no_setting_that_it_is_not_run_again_for(stage: str) -> No
         "train": {"models", "train_settings", "seed"},
         "predict": {"models", "predict_settings", "views"},  # its checkpoint stands for the network
         # (of all trainings only for the test images, which are not tuned on)
-        "tune": {"competition", "fusion", "submission", "models", "seed", "validation_folds", "fold_names"},
+        "tune": {"competition", "fusion", "held", "submission", "models", "seed", "validation_folds", "fold_names"},
         "fuse": {"models", "validation_folds", "fold_names"},
         "score": {"competition", "submission", "models", "validation_folds", "views"},
         "encode": {"competition", "submission"},
