@@ -199,6 +199,21 @@ def test_masks_of_resized_images(tmp_path: Path) -> None:
     assert ("warning", "order") in problems(path) and "are they masks of resized images" in texts(path)
 
 
+@pytest.mark.parametrize("order", ["columns", "rows"])
+def test_square_images_do_not_speak_for_either_order(tmp_path: Path, order: Order) -> None:
+    square = (44, 44)
+    ids = Dataset([Image(1, "aa.png", *square), Image(2, "bb.png", *SIZE)], {1: "nucleus"})
+    rows = [("aa", text(disc(y, x, 4, square), order)) for y in (8, 20, 32) for x in (8, 20, 32)]
+    rows += [("bb", text(disc(10, x), order)) for x in (8, 18, 28, 38)] + [("bb", text(disc(22, 12), order))]
+    path = submission(tmp_path / "s.csv", rows)
+    assert problems(path, ids=ids) == ([] if order == "columns" else [("error", "order")])
+    if order == "rows":
+        assert problems(path, RleCsv("ImageId", "EncodedPixels", "rows"), ids) == []
+        rle_check.fix(path, FORM, ids, tmp_path / "t.csv")
+        right = [("aa", text(disc(8, 8, 4, square))), ("bb", text(disc(22, 12)))]
+        assert {f"{name},{mask}" for name, mask in right} <= set((tmp_path / "t.csv").read_text().splitlines())
+
+
 def test_a_file_of_nothing(tmp_path: Path) -> None:
     path = submission(tmp_path / "s.csv", [(n, "1 1") for n in NAMES])
     assert texts(path) == "warning: the file: the file holds no mask at all"

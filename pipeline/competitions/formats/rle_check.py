@@ -258,16 +258,17 @@ def _check_order(found: _Examination) -> None:
 
     Only images that are no near-squares can tell one from the other.
     """
-    right = wrong = other = 0
+    right = wrong = square = other = 0
     for row in found.rows or []:
         size = found.size(row)
         if size is None or row.runs is None or len(row.runs) < LEAST_RUNS or _ends(row.runs) > size[0] * size[1]:
             continue
         pitch, across = size if found.form.order == "columns" else size[::-1]
         apart = float(np.median(np.diff(np.sort(row.runs[:, 0]))))
+        near_square = abs(pitch - across) <= 0.2 * max(pitch, across)
         if abs(apart - pitch) <= 0.1 * pitch:
-            right += 1
-        elif abs(apart - across) <= 0.1 * across and abs(pitch - across) > 0.2 * max(pitch, across):
+            square, right = square + near_square, right + (not near_square)
+        elif abs(apart - across) <= 0.1 * across and not near_square:
             wrong += 1
         else:
             other += 1
@@ -277,7 +278,7 @@ def _check_order(found: _Examination) -> None:
         found.error("order", text, f"{wrong:,} masks of images that are not square")
         found.changes[f"every mask is numbered {line} by {line}"] += 1
         _renumber(found)
-    elif other >= LEAST_MASKS and other > 4 * (right + wrong):
+    elif other >= LEAST_MASKS and other > 4 * (right + wrong + square):
         text = (
             f"the runs of a mask do not lie a {line} of its image apart; are they masks of resized images, or numbered "
             f"{lie} by {lie}?"
