@@ -53,6 +53,10 @@ class Match:
     missing: list[str]
     parts: int
 
+    @property
+    def present(self) -> int:
+        return self.parts - len(self.missing)
+
 
 def file_names(path: Path) -> list[str]:
     """The names in an archive or folder; zips in it count as unpacked, each into a folder of its name, unless one is damaged.
@@ -69,14 +73,14 @@ def file_names(path: Path) -> list[str]:
 
 
 def recognise(names: Sequence[str]) -> list[Match]:
-    """Every competition whose layout the names have some of, best first: what has most of its own, and most of it."""
+    """Every competition whose layout the names have some of: those with most of its parts first, then those that lack least."""
     found = []
     for name in competitions.names():
         competition = competitions.get(name)
         missing, parts = competition.missing(names), len(competition.missing([]))
         if len(missing) < parts:
             found.append(Match(name, missing, parts))
-    return sorted(found, key=lambda match: (len(match.missing) / match.parts, -match.parts, match.name))
+    return sorted(found, key=lambda match: (-match.present, len(match.missing), match.name))
 
 
 def choose(path: Path, names: Sequence[str], wanted: str | None) -> Match:
@@ -91,7 +95,7 @@ def choose(path: Path, names: Sequence[str], wanted: str | None) -> Match:
     if wanted is not None:
         competition = competitions.get(wanted)
         return Match(wanted, competition.missing(names), len(competition.missing([])))
-    found = recognise(names)
+    found = [match for match in recognise(names) if match.present > 1 or not match.missing]
     if not found:
         top = ", ".join(sorted({name.split("/")[0] for name in names})[:8]) or "nothing"
         raise CompetitionError(
@@ -99,7 +103,7 @@ def choose(path: Path, names: Sequence[str], wanted: str | None) -> Match:
             f"Name one with --competition to see what it lacks"
         )
     best = found[0]
-    equals = [m.name for m in found if (len(m.missing), m.parts) == (len(best.missing), best.parts)]
+    equals = [m.name for m in found if (m.present, len(m.missing)) == (best.present, len(best.missing))]
     if len(equals) > 1:
         raise CompetitionError(f"{path} may be of {' or of '.join(equals)}; say which with --competition NAME")
     return best
@@ -256,7 +260,8 @@ def told(report: dict[str, Any]) -> Iterator[str]:
     for part in report["missing"]:
         yield f"missing: {part}"
     if report["missing"]:
-        yield f"get the data with:\n  {competitions.get(report['competition']).download}".replace("\n", "\n  ")
+        yield "where to get the data:"
+        yield from (f"  {line}" for line in competitions.get(report["competition"]).download.splitlines())
     if report["error"]:
         yield f"it cannot be read: {report['error']}"
         return
@@ -264,11 +269,8 @@ def told(report: dict[str, Any]) -> Iterator[str]:
         yield from _told_part(part, report[part])
     for names in report["same_files"][:SHOWN]:
         yield f"the same file: {', '.join(names[:SHOWN])}"
-    copies = report["near_duplicates"]
-    if copies["pairs"]:
-        yield f"near-duplicate images: {len(copies['pairs'])} pairs, in {len(copies['sets'])} sets that folds keep together"
-    else:
-        yield "near-duplicate images: none"
+    pairs, sets = report["near_duplicates"]["pairs"], report["near_duplicates"]["sets"]
+    yield f"near-duplicate images: {len(pairs)} pairs; {len(sets)} sets of training images that folds keep together"
     for problem in report["problems"]:
         yield f"{problem['severity']}: {problem['file']}: {problem['text']}"
 

@@ -82,6 +82,9 @@ def test_files_of_nothing_and_of_several(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CompetitionError, match="did you mean 'vrdl2021'"):
         examine(tmp_path, "vrdl202")
     twins = [datasets.Match("a", [], 3), datasets.Match("b", [], 3), datasets.Match("c", ["x"], 3)]
+    (tmp_path / "one.jpg").write_bytes(b"")  # images alone are no competition
+    with pytest.raises(CompetitionError, match="looks like no competition"):
+        examine(tmp_path)
     monkeypatch.setattr(datasets, "recognise", lambda names: twins)
     with pytest.raises(CompetitionError, match="may be of a or of b; say which with --competition"):
         choose(tmp_path, [], None)
@@ -152,7 +155,7 @@ def test_examine_a_sound_competition(tmp_path: Path, capsys: pytest.CaptureFixtu
         "is of vrdl2021",
         "train: 3 images of 2 sources",
         "9 instances, 3 to 3 an image",
-        "near-duplicate images: none",
+        "near-duplicate images: 0 pairs",
     ):
         assert expected in captured.err
     assert report == json.loads(json.dumps(examine(path)))
@@ -187,7 +190,7 @@ def test_examine_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert report["missing"] == ["test/<id>.tif"] and "there is no test/<id>.tif" in report["error"]
     for expected in (
         "missing: test/<id>.tif",
-        "get the data with:",
+        "where to get the data:",
         "kaggle competitions download",
         "it cannot be read",
     ):
