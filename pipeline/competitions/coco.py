@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
-from pipeline.competitions.formats import coco_results, coco_score, coco_stream
+from pipeline.competitions.formats import coco_fix, coco_results, coco_score, coco_stream
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
 from pipeline.competitions.formats.coco_competition import CocoCompetition
@@ -161,10 +161,15 @@ class Coco(CocoCompetition):
         problems = coco_results.check(
             path, member, ids, ids.categories or self.categories, self.max_detections, coco_stream.MAX_BYTES
         )
-        if member != self.member and not any(fnmatchcase(member, pattern) for pattern in OFFICIAL_NAMES):
+        if not _is_official(member):
             text = f"holds {member}; COCO's own server asks for a name such as {self.member}"
             problems.append(Problem("warning", path.name, text, "archive"))
         return problems
+
+    def fix(self, path: Path, ids: Dataset, target: Path) -> list[str]:
+        member = _member(path, self.member)
+        member = member if _is_official(member) else self.member
+        return coco_fix.fix(path, member, ids, ids.categories or self.categories, target)
 
 
 def _member(path: Path, usual: str) -> str:
@@ -175,11 +180,14 @@ def _member(path: Path, usual: str) -> str:
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError):
         return usual
     found = [name for name in names if name.lower().endswith(".json")]
-    official = [name for name in found if any(fnmatchcase(name, pattern) for pattern in OFFICIAL_NAMES)]
-    for chosen in (official, found):
+    for chosen in ([name for name in found if _is_official(name)], found):
         if len(chosen) == 1:
             return chosen[0]
     return usual
+
+
+def _is_official(member: str) -> bool:
+    return any(fnmatchcase(member, pattern) for pattern in OFFICIAL_NAMES)
 
 
 # ---------------------------------------------------------------- annotation files ------------------------------------

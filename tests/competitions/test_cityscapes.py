@@ -297,8 +297,9 @@ def test_coco_results(tmp_path: Path) -> None:
     assert COMPETITION.read_submission(path, train) == json.loads(path.read_text()) == records
     problems = COMPETITION.validate(path, train)
     assert all(p.severity == "warning" for p in problems) and any("its own zip" in p.text for p in problems)
-    with pytest.raises(CompetitionError, match="cannot be repaired"):
-        COMPETITION.fix(path, train, tmp_path / "b.zip")
+    path.write_text(json.dumps([{**record, "category_id": str(record["category_id"])} for record in records]))
+    assert COMPETITION.fix(path, train, tmp_path / "b.zip")
+    assert COMPETITION.read_submission(tmp_path / "b.zip", train) == records
 
 
 def changed(path: Path, **changes: str | bytes | None) -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,10 @@ def kinds(prepared: Any) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- reading ---------------------------------------------
 
 
-def test_folder_zip_and_zips_in_a_folder_are_the_same(tmp_path: Path) -> None:
+def test_folder_zip_tar_and_zips_in_a_folder_are_the_same(tmp_path: Path) -> None:
     files = official(tmp_path / "folder")
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        tar.add(tmp_path / "folder", "coco")
     with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
         for name, content in files.items():
             archive.writestr(f"coco/{name}", content)
@@ -92,7 +95,7 @@ def test_folder_zip_and_zips_in_a_folder_are_the_same(tmp_path: Path) -> None:
             for name, content in files.items():
                 if name.startswith(part):
                     archive.writestr(name, content)
-    found = [read(tmp_path / name, tmp_path / f"out-{name}") for name in ("folder", "whole.zip", "zips")]
+    found = [read(tmp_path / name, tmp_path / f"out-{name}") for name in ("folder", "whole.zip", "whole.tar", "zips")]
     for prepared in found:
         assert prepared.train.instances == found[0].train.instances
         assert prepared.train.images == found[0].train.images and prepared.test.images == found[0].test.images
@@ -347,6 +350,20 @@ def test_names_of_the_member(tmp_path: Path) -> None:
     assert warning.startswith("warning") and "COCO's own server asks for" in warning
     (error,) = found(folder__results_json=records)
     assert error.startswith("error") and "no detections_test-dev2017" in error
+
+
+def test_repairs_go_by_the_sets_own_categories(tmp_path: Path) -> None:
+    official(tmp_path / "data")
+    train = read(tmp_path / "data", tmp_path / "out").train
+    records = perfect(train)
+    wrong = [{**r, "segmenation": r["segmentation"]} for r in records]
+    for record in wrong:
+        del record["segmentation"]
+    assert COMPETITION.fix(zipped(tmp_path / "x.zip", results_json=wrong), train, tmp_path / "y.zip")
+    assert [str(p) for p in COMPETITION.validate(tmp_path / "y.zip", train) if p.severity == "error"] == []
+    with zipfile.ZipFile(tmp_path / "y.zip") as archive:
+        assert archive.namelist() == [COMPETITION.member]
+    assert list(COMPETITION.read_submission(tmp_path / "y.zip", train)) == records
 
 
 def test_categories_with_gaps_are_told(tmp_path: Path) -> None:

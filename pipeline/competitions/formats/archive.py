@@ -174,8 +174,8 @@ class Archive:
         self._exit.close()
 
     def file(self, name: str) -> Path | None:
-        """Where a file lies on this machine; None for a zip's member."""
-        return self.path / name if self._zip is None else None
+        """Where a file of a folder lies on this machine; None for an archive's member."""
+        return self.path / name if self.path.is_dir() else None
 
     def read(self, name: str) -> bytes:
         """A file's bytes.

@@ -72,7 +72,7 @@ class Bundle:
         self._stack.close()
 
     def file(self, name: str) -> Path | None:
-        """Where a file lies on this machine; None for a zip's member."""
+        """Where a file of a folder lies on this machine; None for an archive's member."""
         archive, member = self._where[name]
         return archive.file(member)
 
