@@ -69,10 +69,12 @@ class Coco(CocoCompetition):
     # ------------------------------------------------ reading ---------------------------------------------------------
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        annotated = re.compile(r"(instances|annotation|coco|train|val)[^/]*\.json$", re.IGNORECASE)
+        pattern = re.compile(r"(instances|annotation|coco|train|val)[^/]*\.json$", re.IGNORECASE)
+        annotated = any(map(pattern.search, names))
         wanted = {
-            "an annotation file such as annotations/instances_train2017.json": any(map(annotated.search, names)),
-            "images such as train2017/<name>.jpg": any(n.lower().endswith(IMAGE_TYPES) for n in names),
+            "an annotation file such as annotations/instances_train2017.json": annotated,
+            # images alone may be of any competition
+            "images such as train2017/<name>.jpg": annotated and any(n.lower().endswith(IMAGE_TYPES) for n in names),
         }
         return [what for what, there in wanted.items() if not there]
 

@@ -259,7 +259,8 @@ def test_data_that_are_none(tmp_path: Path) -> None:
 def test_missing() -> None:
     assert len(COMPETITION.missing([])) == 2
     assert COMPETITION.missing(["a/annotations/instances_val2014.json", "a/val2014/x.JPG"]) == []
-    assert len(COMPETITION.missing(["dataset/test_img_ids.json", "dataset/test/x.png"])) == 1  # VRDL 2021's
+    assert len(COMPETITION.missing(["annotations/instances_val2014.json"])) == 1
+    assert len(COMPETITION.missing(["dataset/test_img_ids.json", "dataset/test/x.png"])) == 2  # VRDL 2021's
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
