@@ -80,7 +80,7 @@ def test_files_of_nothing_and_of_several(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CompetitionError, match="is not a whole zip"):
         examine(tmp_path / "notes.txt")
     with pytest.raises(CompetitionError, match="did you mean 'vrdl2021'"):
-        examine(tmp_path, "vrdl202")
+        examine(tmp_path, "vrdl2012")
     twins = [datasets.Match("a", [], 3), datasets.Match("b", [], 3), datasets.Match("c", ["x"], 3)]
     (tmp_path / "one.jpg").write_bytes(b"")  # images alone are no competition
     with pytest.raises(CompetitionError, match="looks like no competition"):
