@@ -79,7 +79,7 @@ def test_files_of_nothing_and_of_several(tmp_path: Path, monkeypatch: pytest.Mon
         examine(tmp_path / "gone")
     with pytest.raises(CompetitionError, match="is not a whole zip"):
         examine(tmp_path / "notes.txt")
-    with pytest.raises(CompetitionError, match="did you mean 'vrdl2021'"):
+    with pytest.raises(CompetitionError, match="did you mean 'vrdl20"):
         examine(tmp_path, "vrdl2012")
     twins = [datasets.Match("a", [], 3), datasets.Match("b", [], 3), datasets.Match("c", ["x"], 3)]
     (tmp_path / "one.jpg").write_bytes(b"")  # images alone are no competition
