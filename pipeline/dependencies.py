@@ -70,7 +70,7 @@ def _slice(stage: str, experiment: Experiment, model: str, fold: str, part: str)
     if stage == "encode":
         return experiment.competition, experiment.submission
     if stage == "validate":
-        return experiment.competition
+        return experiment.competition, experiment.submission.counted
     return experiment.model_dump(exclude={"data": {"path"}})  # the report shows every setting
 
 

@@ -153,6 +153,8 @@ class SubmissionSettings(Settings):
     min_score: float | None = Field(None, ge=0, le=1)
     """Masks scored below this are left out. Null: `tune` chooses it where the metric has no confidences, and so counts
     every mask alike; where the metric ranks masks by score, none is left out."""
+    counted: int | None = Field(None, ge=1)
+    """How many detections of an image and class the metric counts, for competitions that do not say; null: their default."""
 
 
 class ModelSettings(Settings):

@@ -91,7 +91,7 @@ def run(
     experiment, left_out = catalog.usable(experiment)
     for line in left_out:
         log.info("%s", line)
-    competitions.get(experiment.competition)
+    competitions.get(experiment.competition, experiment.submission.counted)
     for model in experiment.models.values():
         catalog.fingerprint(model.config)
     if not all(path.exists() for path in (layout.train_json, layout.test_json, layout.integrity)):

@@ -179,18 +179,28 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
-def get(name: str) -> Competition:
+def get(name: str, counted: int | None = None) -> Competition:
     """The competition of this name.
 
+    Args:
+        counted: how many detections of an image and class its metric shall count, where that is not known; None for the
+            competition's default. Such a competition has a method ``counting(max_detections)``, which gives its like.
+
     Raises:
-        CompetitionError: there is none; the message names the nearest.
+        CompetitionError: there is none, and the message names the nearest; what it counts is known.
     """
     known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise CompetitionError(f"there is no competition {name!r}{hint}; known: {', '.join(known)}")
-    return cast(Competition, importlib.import_module(f"{__name__}.{name}").COMPETITION)
+    competition = cast(Competition, importlib.import_module(f"{__name__}.{name}").COMPETITION)
+    if counted is None:
+        return competition
+    if not hasattr(competition, "counting"):
+        fixed = "all" if competition.max_detections is None else str(competition.max_detections)
+        raise CompetitionError(f"submission.counted is {counted}, but what {name} counts is known: {fixed} detections")
+    return cast(Competition, competition.counting(counted))
 
 
 def check_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -171,7 +171,7 @@ class Coco(CocoCompetition):
     def fix(self, path: Path, ids: Dataset, target: Path) -> list[str]:
         member = _member(path, self.member)
         member = member if _is_official(member) else self.member
-        return coco_fix.fix(path, member, ids, ids.categories or self.categories, target)
+        return coco_fix.fix(path, member, ids, ids.categories or self.categories, target, coco_stream.MAX_BYTES)
 
 
 def _member(path: Path, usual: str) -> str:

@@ -1,6 +1,6 @@
 """SegPC-2021 (ISBI): plasma cells in bone marrow, nucleus and cytoplasm, 298 training, 200 validation and 277 test images.
 
-Layout, as a zip, a tar or unpacked, at any depth::
+Layout, as a zip, a tar, zips in a folder or unpacked, at any depth::
 
     train/x/<n>.bmp, validation/x/<n>.bmp, test/x/<n>.bmp       2560x1920 (n below 1000) or 2040x1536
     train/y/<n>_<k>.bmp, validation/y/<n>_<k>.bmp               one cell: 0, 20 cytoplasm, 40 nucleus; some in 3 channels
@@ -27,7 +27,8 @@ import numpy as np
 
 from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
 from pipeline.competitions.formats import bmp, coco_results, pixel_lists, pixel_lists_check, zipped
-from pipeline.competitions.formats.archive import Archive, is_stray
+from pipeline.competitions.formats.archive import is_stray
+from pipeline.competitions.formats.bundle import Bundle
 from pipeline.competitions.formats.pixel_lists import NUCLEUS as NUCLEUS_BIT
 from pipeline.competitions.formats.pixel_lists import LinesError
 from pipeline.competitions.formats.stored import remove_others, store
@@ -110,7 +111,7 @@ class Segpc2021:
             )
         target.mkdir(parents=True, exist_ok=True)
         integrity = Integrity()
-        with Archive(path, target) as archive:
+        with Bundle(path, target) as archive:
             files = _listed(archive, integrity)
             labelled = [f for f in files if f.part not in ("test", chosen)]
             train = _read_train(archive, labelled, target, integrity)
@@ -223,14 +224,14 @@ class Segpc2021:
         """From the mask files (a folder or archive that holds y/), every one of them; or from a COCO json."""
         if _is_json(path):
             return Dataset.read(path)
-        with Archive(path) as archive:
+        with Bundle(path) as archive:
             return _read_truth(archive, _listed(archive, Integrity()))
 
     def read_ids(self, path: Path) -> Dataset:
         """From the test images (a folder or archive that holds test/x, or x alone); or from a json."""
         if _is_json(path):
             return coco_results.read_ids(path, CATEGORIES)
-        with Archive(path) as archive:
+        with Bundle(path) as archive:
             files = [f for f in _listed(archive, Integrity()) if f.image]
             chosen = [f for f in files if f.part == "test"] or files
             images = []
@@ -278,7 +279,7 @@ def _list(names: Sequence[str], stray: list[str]) -> list[_Files]:
     return sorted(found.values(), key=lambda f: (int(f.name), f.part))
 
 
-def _listed(archive: Archive, integrity: Integrity) -> list[_Files]:
+def _listed(archive: Bundle, integrity: Integrity) -> list[_Files]:
     """`_list` of an archive, without images whose number another part has already.
 
     Raises:
@@ -287,7 +288,7 @@ def _listed(archive: Archive, integrity: Integrity) -> list[_Files]:
     stray: list[str] = []
     files = _list(archive.names, stray)
     if not files:
-        top = sorted({name.split("/")[0] for name in archive.names})[:8]
+        top = sorted({name.removeprefix(f"{archive.path.stem}/").split("/")[0] for name in archive.names})[:8]
         raise CompetitionError(
             f"{archive.path} holds no x/<n>.bmp and no y/<n>_<k>.bmp; is it SegPC-2021? It has {', '.join(top) or 'nothing'}"
         )
@@ -339,7 +340,7 @@ def _instances(cell: _Cell, image: Image, first_id: int) -> list[Instance]:
     return found
 
 
-def _read_train(archive: Archive, files: list[_Files], target: Path, integrity: Integrity) -> Dataset:
+def _read_train(archive: Bundle, files: list[_Files], target: Path, integrity: Integrity) -> Dataset:
     images: list[Image] = []
     instances: list[Instance] = []
     for f in files:
@@ -364,7 +365,7 @@ def _read_train(archive: Archive, files: list[_Files], target: Path, integrity: 
         if not own:
             integrity.add("error", place, "has no usable mask; it is left out", "image without masks")
             continue
-        store(content, target / image.file_name)
+        store(archive.file(f.image) or content, target / image.file_name)
         images.append(image)
         instances += own
     if not images:
@@ -373,7 +374,7 @@ def _read_train(archive: Archive, files: list[_Files], target: Path, integrity: 
     return Dataset(images, dict(CATEGORIES), instances, target)
 
 
-def _read_cells(archive: Archive, files: _Files, image: Image, first_id: int, integrity: Integrity) -> list[Instance]:
+def _read_cells(archive: Bundle, files: _Files, image: Image, first_id: int, integrity: Integrity) -> list[Instance]:
     found: list[Instance] = []
     seen: dict[tuple[Any, bytes], str] = {}
     for _, name in files.masks:
@@ -400,7 +401,7 @@ def _read_cells(archive: Archive, files: _Files, image: Image, first_id: int, in
     return found
 
 
-def _read_test(archive: Archive, files: list[_Files], part: str, target: Path, integrity: Integrity) -> Dataset:
+def _read_test(archive: Bundle, files: list[_Files], part: str, target: Path, integrity: Integrity) -> Dataset:
     images, damaged = [], []
     for f in files:
         name = f.image or ""
@@ -411,7 +412,7 @@ def _read_test(archive: Archive, files: list[_Files], part: str, target: Path, i
             damaged.append(f"{name}: {error}")
             continue
         image = Image(int(f.name), f"images/test/{f.name}.bmp", picture.height, picture.width, f.name)
-        store(content, target / image.file_name)
+        store(archive.file(name) or content, target / image.file_name)
         images.append(image)
     if damaged:
         raise CompetitionError(
@@ -424,7 +425,7 @@ def _read_test(archive: Archive, files: list[_Files], part: str, target: Path, i
     return Dataset(images, dict(CATEGORIES), root=target)
 
 
-def _read_truth(archive: Archive, files: list[_Files]) -> Dataset:
+def _read_truth(archive: Bundle, files: list[_Files]) -> Dataset:
     """Every mask file is a true cell, repeated and empty ones too: that is how the scorer counts."""
     images: list[Image] = []
     instances: list[Instance] = []

@@ -11,11 +11,12 @@ Numbers of cells run on across an image's classes. A number whose pixels lie in 
 
 Submission: a zip with one member test-results.json, COCO results. Metric: pycocotools' segm AP50, the mean over classes.
 How many detections of an image (and class) count is not known: 100 by default, COCO's own, and the score at 1000 stands
-beside it.
+beside it; ``submission.counted`` makes another number the one that ranks.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -141,6 +142,13 @@ class Vrdl2025(CocoCompetition):
         )
         return Dataset(images, dict(self.categories), root=target)
 
+    def counting(self, max_detections: int) -> Vrdl2025:
+        """The competition whose metric counts so many detections of an image and class."""
+        changed = copy.copy(self)
+        changed.max_detections = max_detections
+        changed.metric = f"segm AP50 (mean over classes) maxDets={max_detections}"
+        return changed
+
     def summary(self, truth: Dataset, evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Beside the score, ``ap50_by_max_detections``: what it is at each of `LIMITS`."""
         at = {
@@ -214,7 +222,7 @@ def _read_train(archive: Archive, train: _TrainImage, target: Path) -> None:
     shared = _shared_pixels(train)
     if shared:
         train.fault("warning", place, f"{shared:,} pixels lie in cells of two classes", "overlapping masks")
-    store(content, target / _stored_name(train.name))
+    store(archive.file(train.image) or content, target / _stored_name(train.name))
     train.usable = True
 
 

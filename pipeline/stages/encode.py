@@ -66,7 +66,7 @@ def run(experiment: Experiment, layout: Layout) -> Path:
     Raises:
         CompetitionError: the submission has errors; all of them are listed.
     """
-    competition = competitions.get(experiment.competition)
+    competition = competitions.get(experiment.competition, experiment.submission.counted)
     test = Dataset.read(layout.test_json)
     detections = submitted(_read(layout.fused("test")), experiment.submission)
     target = layout.submission(competition.suffix)

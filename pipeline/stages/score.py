@@ -35,7 +35,7 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
     Raises:
         FileNotFoundError: a stage before this one has not run; the message names its command.
     """
-    competition = competitions.get(experiment.competition)
+    competition = competitions.get(experiment.competition, experiment.submission.counted)
     truth = Dataset.read(layout.train_json)
     fold_of = read_folds(layout.folds, truth)
     used = experiment.validation_folds()
@@ -126,7 +126,9 @@ def score_files(competition: str, truth_path: str | Path, submission_path: str |
         FileNotFoundError: a file is not there.
     """
     chosen = competitions.get(competition)
-    truth = chosen.read_truth(_existing_file(Path(truth_path)))
+    if not Path(truth_path).exists():  # some competitions' truth is a folder of masks
+        raise FileNotFoundError(f"there is no file {truth_path}")
+    truth = chosen.read_truth(Path(truth_path))
     if not truth.instances:
         raise competitions.CompetitionError(
             f"{truth_path} holds no true instances, so there is nothing to score against"

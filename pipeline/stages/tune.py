@@ -79,7 +79,7 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
     cases = read_cases(prediction_files(experiment, layout, "oof"), truth, fold_of)
     log.info("%d out-of-fold images, %d detections", len(cases), sum(len(case.detections) for case in cases))
 
-    competition = competitions.get(experiment.competition)
+    competition = competitions.get(experiment.competition, experiment.submission.counted)
     limit = experiment.submission.max_per_image
     most = limit if competition.max_detections is None else min(competition.max_detections, limit)
     ruler = Ruler(most, seed=experiment.seed)

@@ -22,7 +22,7 @@ def run(experiment: Experiment, layout: Layout) -> list[Problem]:
     Raises:
         CompetitionError: the submission has errors; all of them are listed.
     """
-    competition = competitions.get(experiment.competition)
+    competition = competitions.get(experiment.competition, experiment.submission.counted)
     path = layout.submission(competition.suffix)
     problems = competition.validate(path, Dataset.read(layout.test_json))
     for problem in problems:

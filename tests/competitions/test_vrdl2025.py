@@ -17,9 +17,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from pipeline import competitions
 from pipeline.backends import samples
 from pipeline.competitions import CompetitionError, Prepared
 from pipeline.competitions.vrdl2025 import COMPETITION
+from pipeline.experiment import load
 from pipeline.masks import crop_to_rle
 from pipeline.records import Dataset, Detections, Image, Instance
 from pipeline.report import outlines
@@ -258,7 +260,7 @@ def test_missing_names_what_is_not_there() -> None:
 
 
 def random_case(seed: int) -> tuple[Dataset, list[dict[str, Any]]]:
-    """Two crowded images of four classes, one of which has no truth; 1,500 detections an image."""
+    """Two crowded images of four classes, one of which has no truth; about 1,000 detections an image."""
     rng = np.random.default_rng(seed)
     images = [Image(k, f"{k}.tif", 200, 180) for k in (3, 8)]
 
@@ -268,7 +270,7 @@ def random_case(seed: int) -> tuple[Dataset, list[dict[str, Any]]]:
 
     instances, records = [], []
     for image in images:
-        for _ in range(500):
+        for _ in range(330):
             x, y, side, category = (int(v) for v in (*rng.integers(0, 170, 2), rng.integers(4, 8), rng.integers(1, 4)))
             box = (float(x), float(y), float(side), float(side))
             instances.append(Instance(len(instances) + 1, image.id, category, rle(x, y, side), box, float(side**2)))
@@ -306,6 +308,20 @@ def test_score_is_pycocotools_at_both_limits(tmp_path: Path) -> None:
     assert json.loads(json.dumps(result)) == result
 
 
+def test_how_many_detections_count_is_a_setting() -> None:
+    truth, records = random_case(2)
+    at = COMPETITION.score(truth, records)["ap50_by_max_detections"]
+    for limit in (100, 1000):
+        chosen = competitions.get("vrdl2025", limit)
+        assert chosen.max_detections == limit and chosen.metric.endswith(f"maxDets={limit}")
+        assert chosen.score(truth, records)["score"] == at[str(limit)]
+    assert COMPETITION.max_detections == 100 and competitions.get("vrdl2025") is COMPETITION
+    with pytest.raises(CompetitionError, match="submission.counted is 300, but what vrdl2021 counts is known: 100"):
+        competitions.get("vrdl2021", 300)
+    experiment = load("vrdl2025", {"submission.counted": 1000})
+    assert competitions.get(experiment.competition, experiment.submission.counted).max_detections == 1000
+
+
 def test_written_submission_is_valid_and_keeps_many(tmp_path: Path) -> None:
     truth, records = random_case(1)
     COMPETITION.write(Detections.from_coco(records), truth, tmp_path / "out.zip")
@@ -313,9 +329,9 @@ def test_written_submission_is_valid_and_keeps_many(tmp_path: Path) -> None:
     assert not [p for p in problems if p.severity == "error"]
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.namelist() == ["test-results.json"]
-        assert len(json.loads(archive.read("test-results.json"))) == 3000
+        assert len(json.loads(archive.read("test-results.json"))) == 1980
     scored = COMPETITION.score(truth, COMPETITION.read_submission(tmp_path / "out.zip"))
-    assert scored["detections"] == 3000
+    assert scored["detections"] == 1980
 
 
 # ---------------------------------------------------------------- the real files --------------------------------------

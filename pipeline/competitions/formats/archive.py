@@ -190,6 +190,8 @@ class Archive:
             if name in self._entries:
                 return self._from_tar(self._entries[name])
             if self._zip is None:
+                if self._tar is not None:
+                    raise KeyError(name)
                 return (self.path / name).read_bytes()
             member = self._members[name]
             self._check_size(name, member.file_size)

@@ -24,10 +24,13 @@ class Bundle:
         unsafe: names that would leave their archive; they cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, scratch: Path | None = None) -> None:
         """Open the zip or folder and the zips in it.
 
         A zip beside a folder of its own name has been unpacked there, and is left alone.
+
+        Args:
+            scratch: see `Archive`.
 
         Raises:
             CompetitionError: there is nothing at `path`; it, or a zip in it, is not a whole zip.
@@ -36,7 +39,7 @@ class Bundle:
         self._stack = ExitStack()
         self._where: dict[str, tuple[Archive, str]] = {}
         try:
-            outer = self._stack.enter_context(Archive(path))
+            outer = self._stack.enter_context(Archive(path, scratch))
             self.unsafe = list(outer.unsafe)
             prefix = "" if path.is_dir() else f"{path.stem}/"
             folders = {str(parent) for name in outer.names for parent in PurePosixPath(name).parents}

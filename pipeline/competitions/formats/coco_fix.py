@@ -33,15 +33,18 @@ FEWEST = 2
 """Records that say something about how boxes and masks are meant."""
 
 
-def fix(path: Path, member: str, ids: Dataset, categories: Iterable[int], target: Path) -> list[str]:
+def fix(
+    path: Path, member: str, ids: Dataset, categories: Iterable[int], target: Path, most: int | None = None
+) -> list[str]:
     """Write a repaired copy and say what was changed; see `Competition.fix`.
 
     Args:
         member: the name of the zip's one file.
         ids: the images that may be spoken of.
         categories: the category ids that count.
+        most: see `load`.
     """
-    value, problems = load(path, member, ids)
+    value, problems = load(path, member, ids, most)
     if value is None:
         raise CompetitionError(f"{path}: {'; '.join(p.text for p in problems if p.severity == 'error')}")
     repair = _Repair(ids, sorted(set(categories)))
