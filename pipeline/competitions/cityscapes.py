@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
-from pipeline.competitions.formats import cityscapes_results, coco_results, coco_score
+from pipeline.competitions.formats import cityscapes_results, coco_fix, coco_results, coco_score
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
 from pipeline.competitions.formats.cityscapes_results import FRAME, frame_of, is_official
@@ -219,10 +219,11 @@ class Cityscapes(CocoCompetition):
         return [*problems, Problem("warning", path.name, text, "form")]
 
     def fix(self, path: Path, ids: Dataset, target: Path) -> list[str]:
-        """Repair Cityscapes' own form: see `cityscapes_results.fix`."""
-        if not is_official(path):
-            return super().fix(path, ids, target)
-        return cityscapes_results.fix(path, ids, ids.categories or self.categories, target)
+        """Repair either form: see `cityscapes_results.fix` and `coco_fix.fix`."""
+        categories = ids.categories or self.categories
+        if is_official(path):
+            return cityscapes_results.fix(path, ids, categories, target)
+        return coco_fix.fix(path, self.member, ids, categories, target)
 
 
 def _classes(option: Any) -> dict[int, str]:

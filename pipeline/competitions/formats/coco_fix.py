@@ -83,15 +83,14 @@ class _Repair:
             self._number(record, "image_id", self._image_id)
             self._number(record, "category_id", _whole)
             self._number(record, "score", _float)
+            self._mask(record)
+        # what will not stay is no evidence of how the rest is meant
+        records = [record for record in records if self._has_rank(record) and not self._is_empty(record)]
         self._shifted_images(records)
         self._one_category(records)
-        records = [record for record in records if self._has_rank(record)]
         self._scale_of_scores(records)
-        for record in records:
-            self._mask(record)
         self._swapped_sizes(records)
         self._readings(records)
-        records = [record for record in records if not self._is_empty(record)]
         for record in records:
             self._box(record)
         self._from_one(records)
