@@ -151,13 +151,14 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
     ``images``, ``groups`` (sources that folds keep together), ``sizes`` ({"WxH": images}), ``empty_images``, ``instances``,
     ``crowds``, ``per_image`` and ``classes`` ({name: {"instances", "images", "area"}}), spans being ``[least, median, most]``;
-    ``overlaps`` (``pixels`` in more than one mask, the ``images`` and ``masks`` that they are in), ``duplicate_masks`` and
-    ``two_part_masks`` (``count`` and some ``examples``, as "image, annotation id").
+    ``overlaps`` (``pixels`` in more than one mask of a class, the ``images`` and ``masks`` that they are in; and pixels in masks
+    of several classes, ``between_classes``), ``duplicate_masks`` and ``two_part_masks`` (``count`` and some ``examples``, as
+    "image, annotation id").
     """
     whole = [a for a in dataset.instances if not a.crowd]
     areas: dict[int, list[int]] = {c: [] for c in dataset.categories}
     holding: dict[int, int] = Counter()
-    overlaps = Counter({"pixels": 0, "images": 0, "masks": 0})
+    overlaps = Counter({"pixels": 0, "images": 0, "masks": 0, "between_classes": 0})
     twice: list[str] = []
     parted: list[str] = []
     for image in dataset.images:
@@ -174,7 +175,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             if instance.rle["counts"] in seen:
                 twice.append(_place(image, instance))
             seen.add(instance.rle["counts"])
-        overlaps.update(_overlaps(image, crops))
+        overlaps.update(_overlaps(image, own, crops))
     per_image = [sum(not a.crowd for a in dataset.by_image[i.id]) for i in dataset.images]
     return {
         "images": len(dataset.images),
@@ -211,15 +212,21 @@ def _parts(mask: np.ndarray) -> int:
     return int(cv2.connectedComponents(mask, connectivity=8)[0]) - 1
 
 
-def _overlaps(image: Image, crops: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
-    count = np.zeros((image.height, image.width), np.uint16)
-    for (x0, y0, x1, y1), mask in crops:
-        count[y0:y1, x0:x1] += mask
-    pixels = int((count > 1).sum())
-    if not pixels:
-        return {}
-    meeting = sum(bool((count[y0:y1, x0:x1][mask > 0] > 1).any()) for (x0, y0, x1, y1), mask in crops)
-    return {"pixels": pixels, "images": 1, "masks": meeting}
+def _overlaps(image: Image, own: Sequence[Instance], crops: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
+    """Pixels in more than one mask of a class, and in masks of more than one class; and the masks that the former are of."""
+    classes = np.zeros((image.height, image.width), np.uint16)
+    pixels = masks = 0
+    for category_id in {a.category_id for a in own}:
+        chosen = [crop for a, crop in zip(own, crops, strict=True) if a.category_id == category_id]
+        count = np.zeros_like(classes)
+        for (x0, y0, x1, y1), mask in chosen:
+            count[y0:y1, x0:x1] += mask
+        classes += count > 0
+        shared = int((count > 1).sum())
+        if shared:
+            pixels += shared
+            masks += sum(bool((count[y0:y1, x0:x1][mask > 0] > 1).any()) for (x0, y0, x1, y1), mask in chosen)
+    return {"pixels": pixels, "images": int(pixels > 0), "masks": masks, "between_classes": int((classes > 1).sum())}
 
 
 def _same_files(*datasets: Dataset) -> list[list[str]]:
@@ -296,7 +303,10 @@ def _told_part(part: str, facts: dict[str, Any]) -> Iterator[str]:
         else:
             yield f"  {name}: none"
     over = facts["overlaps"]
-    yield f"  overlaps: {over['pixels']:,} pixels of {over['masks']:,} masks on {over['images']:,} images"
+    yield (
+        f"  overlaps: {over['pixels']:,} pixels of {over['masks']:,} masks on {over['images']:,} images; "
+        f"between classes {over['between_classes']:,} pixels"
+    )
     for key, what in (("duplicate_masks", "masks that are there twice"), ("two_part_masks", "masks in several parts")):
         examples = "; ".join(facts[key]["examples"])
         yield f"  {what}: {facts[key]['count']:,}" + (f" ({examples})" if examples else "")

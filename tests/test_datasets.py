@@ -79,8 +79,8 @@ def test_files_of_nothing_and_of_several(tmp_path: Path, monkeypatch: pytest.Mon
         examine(tmp_path / "gone")
     with pytest.raises(CompetitionError, match="is not a whole zip"):
         examine(tmp_path / "notes.txt")
-    with pytest.raises(CompetitionError, match="did you mean 'vrdl20"):
-        examine(tmp_path, "vrdl2012")
+    with pytest.raises(CompetitionError, match="did you mean 'vrdl2021'"):
+        examine(tmp_path, "vrdl20211")
     twins = [datasets.Match("a", [], 3), datasets.Match("b", [], 3), datasets.Match("c", ["x"], 3)]
     (tmp_path / "one.jpg").write_bytes(b"")  # images alone are no competition
     with pytest.raises(CompetitionError, match="looks like no competition"):
@@ -121,6 +121,7 @@ def test_counts_and_measures_by_hand() -> None:
         instance(5, 2, 1, (0, 0, 5, 2)),
         instance(6, 2, 1, (0, 0, 5, 2)),  # the same again
         instance(7, 2, 1, (0, 0, 30, 20), crowd=True),
+        instance(8, 2, 2, (3, 1, 7, 3)),  # lies on the cell with 2 pixels
     ]
     facts = describe(Dataset(images, {1: "cell", 2: "dot", 3: "never"}, instances))
     assert facts == {
@@ -128,15 +129,15 @@ def test_counts_and_measures_by_hand() -> None:
         "groups": 2,
         "sizes": {"30x20": 2, "6x5": 1},
         "empty_images": 1,
-        "instances": 6,
+        "instances": 7,
         "crowds": 1,
-        "per_image": [0.0, 2.0, 4.0],
+        "per_image": [0.0, 3.0, 4.0],
         "classes": {
             "cell": {"instances": 4, "images": 2, "area": [10.0, 13.0, 16.0]},
-            "dot": {"instances": 2, "images": 1, "area": [7.0, 7.5, 8.0]},
+            "dot": {"instances": 3, "images": 2, "area": [7.0, 8.0, 8.0]},
             "never": {"instances": 0, "images": 0, "area": []},
         },
-        "overlaps": {"pixels": 4 + 10, "images": 2, "masks": 4},
+        "overlaps": {"pixels": 4 + 10, "images": 2, "masks": 4, "between_classes": 2},
         "duplicate_masks": {"count": 1, "examples": ["b.png, annotation 6"]},
         "two_part_masks": {"count": 1, "examples": ["a.png, annotation 3"]},
     }
