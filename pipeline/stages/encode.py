@@ -28,6 +28,11 @@ def submitted(detections: Detections, settings: SubmissionSettings) -> Detection
     return detections.take(np.flatnonzero(detections.score >= (settings.min_score or 0))).top(settings.max_per_image)
 
 
+def has_no_least_score(competition: Competition, settings: SubmissionSettings) -> bool:
+    """Whether the metric needs a least score, having no confidences, and the settings name none."""
+    return not competition.ranked and settings.min_score is None
+
+
 @dataclass(frozen=True)
 class Judged:
     """What a submission of some detections would hold, and what the competition's metric says of it.
@@ -49,7 +54,7 @@ def judged(
         choose: where the metric has no confidences and the settings name no least score, use the one that is best here.
     """
     records = competition.records(submitted(detections, settings), truth)
-    if not choose or competition.ranked or settings.min_score is not None:
+    if not choose or not has_no_least_score(competition, settings):
         return Judged(records, competition.score(truth, records), None)
 
     def kept(level: float) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from pipeline.fusion.ruler import Ruler
 from pipeline.fusion.settings import Fusion, Voter, write_settings
 from pipeline.fusion.tune import Case, Confirm, Rung, Study, Tuned, tune, with_changes
 from pipeline.records import Dataset, Detections, read_sources
-from pipeline.stages.encode import judged
+from pipeline.stages.encode import has_no_least_score, judged
 
 log = logging.getLogger("pipeline.tune")
 
@@ -142,9 +142,10 @@ def with_threshold(
     submission: SubmissionSettings,
 ) -> Tuned:
     """The tuned settings with the least score of a submitted mask, as a last rung; unchanged where none is to be chosen."""
-    best = judged(competition, truth, Detections.concatenate(tuned.fused), submission)
-    if best.min_score is None:
+    if not has_no_least_score(competition, submission):
         return tuned
+    best = judged(competition, truth, Detections.concatenate(tuned.fused), submission)
+    assert best.min_score is not None
     settings = with_changes(tuned.settings, min_score=best.min_score)
     kept = [found.take(found.score >= best.min_score) for found in tuned.fused]
     area = ruler.value(ruler.sheet(kept, [case.truth for case in cases]))
