@@ -136,13 +136,13 @@ def _to_make_again(experiment: Experiment, layout: Layout) -> list[str]:
     """Options that force what the graph cannot know: an image that is gone (it knows the folder alone), and folds that
     somebody has edited, which `split` checks before anything is trained on them."""
     rules = []
-    for table in (layout.train_json, layout.test_json):
-        if table.exists() and dependencies.data_at_hand(experiment):
-            images = (table.parent / image["file_name"] for image in json.loads(table.read_text())["images"])
-            gone = next((path for path in images if not path.exists()), None)
-            if gone is not None:
-                log.info("%s is gone; the data are read again", gone)
-                rules.append("prepare")
+    if dependencies.data_at_hand(experiment):
+        tables = [table for table in (layout.train_json, layout.test_json) if table.exists()]
+        images = (t.parent / image["file_name"] for t in tables for image in json.loads(t.read_text())["images"])
+        gone = next((path for path in images if not path.exists()), None)
+        if gone is not None:
+            log.info("%s is gone; the data are read again", gone)
+            rules.append("prepare")
     if layout.folds.exists() and layout.train_json.exists() and not folds.is_known(layout.folds, layout.folds_record):
         rules.append("split")
     return ["--forcerun", *rules] if rules else []
@@ -192,9 +192,8 @@ def _frozen(experiment: Experiment) -> str:
     """The experiment with every setting filled in, so that a later edit of its file does not reach into a running
     run."""
     settings = experiment.model_dump(mode="json")
-    settings["fusion"] = experiment.fusion.model_dump(
-        mode="json", exclude_unset=True
-    )  # what is not named, `tune` chooses
+    # what the experiment does not name here, `tune` chooses
+    settings["fusion"] = experiment.fusion.model_dump(mode="json", exclude_unset=True)
     places = [Path(p).expanduser() for p in settings["data"]["path"]]
     settings["data"]["path"] = [str(p if p.is_absolute() else PROJECT / p) for p in places]
     for model in settings["models"].values():  # the stages run in the project's folder, wherever the user is

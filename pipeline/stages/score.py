@@ -16,7 +16,7 @@ from pipeline.files import provenance, write_json
 from pipeline.folds import read_folds
 from pipeline.metrics import coco_ap
 from pipeline.records import Dataset, Detections, read_images
-from pipeline.stages.encode import judged, submitted
+from pipeline.submission import judged, submitted
 
 log = logging.getLogger("pipeline.score")
 

@@ -21,7 +21,7 @@ from pipeline.fusion.ruler import Ruler
 from pipeline.fusion.settings import Fusion, Voter, write_settings
 from pipeline.fusion.tune import Case, Confirm, Rung, Study, Tuned, tune, with_changes
 from pipeline.records import Dataset, Detections, read_sources
-from pipeline.stages.encode import has_no_least_score, judged
+from pipeline.submission import has_no_least_score, judged
 
 log = logging.getLogger("pipeline.tune")
 

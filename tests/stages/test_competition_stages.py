@@ -16,6 +16,7 @@ from pipeline.folds import FoldsError, read_csv, read_folds
 from pipeline.masks import rle_to_crop
 from pipeline.records import Dataset, Detections
 from pipeline.stages import encode, prepare, score, split, validate
+from pipeline.submission import submitted
 from tests.competitions.test_vrdl2021 import layout as vrdl2021_layout
 from tests.competitions.test_vrdl2021 import pack, png
 
@@ -267,7 +268,7 @@ def test_submission_is_whole_valid_and_the_same_again(layout: Layout) -> None:
 def test_submission_keeps_the_best_of_each_image(layout: Layout) -> None:
     fused = Detections.read(layout.fused("test"))
     settings = an_experiment(submission={"max_per_image": 2, "min_score": 0.6}).submission
-    kept = encode.submitted(fused, settings)
+    kept = submitted(fused, settings)
     for image_id in np.unique(fused.image_id):
         scores = np.sort(fused.score[(fused.image_id == image_id) & (fused.score >= 0.6)])[::-1][:2]
         np.testing.assert_array_equal(kept.score[kept.image_id == image_id], scores)

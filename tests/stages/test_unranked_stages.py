@@ -14,6 +14,7 @@ from pipeline.folds import Row, write_csv
 from pipeline.fusion.settings import Fusion, read_settings, write_settings
 from pipeline.records import Dataset, Detections, Image
 from pipeline.stages import encode, fuse, score, tune, validate
+from pipeline.submission import judged
 from tests.fusion.cells import SIZE, truth
 from tests.stages.test_fusion_stages import IMAGES, an_experiment, predictions
 
@@ -119,7 +120,7 @@ def test_a_ranking_metric_chooses_none() -> None:
         {"image_id": a.image_id, "category_id": 1, "score": 0.1, "segmentation": a.rle} for a in dataset.instances
     ]
     found = Detections.from_coco(records)
-    outcome = encode.judged(competitions.get("vrdl2021"), dataset, found, settings)
+    outcome = judged(competitions.get("vrdl2021"), dataset, found, settings)
     assert outcome.min_score is None and len(outcome.records) == len(records)
-    assert encode.judged(DSB, dataset, found, settings, choose=False).min_score is None
-    assert encode.judged(DSB, dataset, Detections.empty(), settings).result["score"] == 0.0
+    assert judged(DSB, dataset, found, settings, choose=False).min_score is None
+    assert judged(DSB, dataset, Detections.empty(), settings).result["score"] == 0.0
