@@ -41,7 +41,7 @@ def _slice(stage: str, experiment: Experiment, model: str, fold: str, part: str)
     if stage == "prepare":
         return experiment.competition, experiment.data.options, experiment.seed, _signature(experiment.data_path())
     if stage == "split":
-        return experiment.competition, experiment.folds.count, experiment.seed
+        return experiment.competition, experiment.folds.count, experiment.folds.repeats, experiment.seed
     if stage == "train":
         chosen = experiment.models[model]
         training = experiment.train_settings(model).model_dump(exclude=set(NOT_IN_THE_RESULT))

@@ -47,9 +47,16 @@ class FoldSettings(Settings):
     """How the training images are divided. `use` trains only some of the folds (all by default)."""
 
     count: int = Field(5, ge=2)
+    repeats: int = Field(1, ge=1)
+    """So many divisions, each into `count` folds, numbered on: every image then has as many models that never saw it, and
+    what more models gain is measured out of fold."""
     use: list[int] | None = None
     final: bool = False
     """Also train every model on all images, for the test images only."""
+
+    @property
+    def total(self) -> int:
+        return self.count * self.repeats
 
 
 class Augmentation(Settings):
@@ -145,6 +152,9 @@ class FusionSettings(Settings):
     min_area: int = Field(0, ge=0)
     no_overlap: bool = False
     tune: bool = True
+    nested: bool = True
+    """Also estimate what tuned settings are worth on images that they were not chosen on; takes as long as tuning itself
+    two or three times more."""
 
 
 class SubmissionSettings(Settings):
@@ -205,13 +215,13 @@ class Experiment(Settings):
             raise ValueError(f"fusion.weights are 0 or more, not {self.fusion.weights}")
         if not self.fold_names():
             raise ValueError("folds.use is empty and folds.final is false, so nothing would be trained")
-        if self.folds.use is not None and not set(self.folds.use) <= set(range(self.folds.count)):
-            raise ValueError(f"folds.use {self.folds.use} leaves 0..{self.folds.count - 1}")
+        if self.folds.use is not None and not set(self.folds.use) <= set(range(self.folds.total)):
+            raise ValueError(f"folds.use {self.folds.use} leaves 0..{self.folds.total - 1}")
         return self
 
     def held(self) -> list[str]:
         """The fusion settings that the experiment itself names, so that `tune` does not choose them."""
-        return sorted(self.fusion.model_fields_set - {"weights", "tune"})
+        return sorted(self.fusion.model_fields_set - {"weights", "tune", "nested"})
 
     def train_settings(self, model: str) -> TrainSettings:
         """The experiment's `train` with the model's own changes."""
@@ -227,7 +237,7 @@ class Experiment(Settings):
 
     def validation_folds(self) -> list[int]:
         """The folds that are trained and have out-of-fold predictions."""
-        return list(range(self.folds.count)) if self.folds.use is None else list(self.folds.use)
+        return list(range(self.folds.total)) if self.folds.use is None else list(self.folds.use)
 
     def fold_names(self) -> list[str]:
         """Every training of a model: the folds by number, then ``all`` when a final model is wanted."""

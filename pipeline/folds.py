@@ -7,8 +7,9 @@ import difflib
 import hashlib
 import io
 import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.files import write_json, writing
 from pipeline.records import Dataset, Image
 
 COLUMNS = ("image", "fold", "stratum", "group", "instances")
+"""Of a CSV with one division; each further one adds a column: fold_2, fold_3, …"""
 
 MOST_STRATA = 100
 """So many of the commonest strata are balanced one by one; the rarer ones count as one more."""
@@ -34,19 +36,30 @@ class FoldsError(ValueError):
 @dataclass(frozen=True)
 class Row:
     """One training image (by its `file_name`), the fold that validates on it, its stratum, its group, and how many instances
-    it holds. The first two decide; the others are for whoever reads the CSV, and may be left out when it is written by hand."""
+    it holds. The first two decide; the others are for whoever reads the CSV, and may be left out when it is written by hand.
+
+    `further` are the folds that validate on it in the second and later divisions, whose numbers go on from the one before:
+    with three folds the second division's are 3, 4 and 5."""
 
     image: str
     fold: int
     stratum: str = ""
     group: str = ""
     instances: int | None = None
+    further: tuple[int, ...] = ()
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The fold that validates on the image in every division."""
+        return self.fold, *self.further
 
 
 # ---------------------------------------------------------------- dividing --------------------------------------------
 
 
-def divide(dataset: Dataset, count: int, seed: int, stratum: Callable[[Image], str] | None = None) -> list[Row]:
+def divide(
+    dataset: Dataset, count: int, seed: int, stratum: Callable[[Image], str] | None = None, repeats: int = 1
+) -> list[Row]:
     """Divide images into folds that are alike in images, strata, and instances and presence of every class.
 
     Groups (`Image.group`; an image without one is its own) are never split. They are dealt out, the heaviest first,
@@ -57,6 +70,8 @@ def divide(dataset: Dataset, count: int, seed: int, stratum: Callable[[Image], s
         count: number of folds.
         seed: decides between equals.
         stratum: an image's stratum; what classes it holds where this is None or says nothing.
+        repeats: number of divisions. The first is the same for any number; the later ones differ from it and from each
+            other where the groups allow it, at the price of being a little less even.
 
     Returns:
         One row per image, by file name.
@@ -77,11 +92,39 @@ def divide(dataset: Dataset, count: int, seed: int, stratum: Callable[[Image], s
     features = _features(dataset, images, strata)
     weights = np.zeros((len(names), features.shape[1]))
     np.add.at(weights, [index[g] for g in groups], features)
-    fold = _deal(weights, count, np.random.default_rng(seed))
+    divisions = [_deal(weights, count, np.random.default_rng(seed))]
+    for repeat in range(1, repeats):
+        divisions.append(_another(weights, count, np.random.default_rng([seed, repeat]), divisions))
+    numbers = np.stack([fold + repeat * count for repeat, fold in enumerate(divisions)], axis=1)
     return [
-        Row(image.file_name, int(fold[index[g]]), s, image.group, sum(not a.crowd for a in dataset.by_image[image.id]))
+        Row(
+            image.file_name,
+            int(numbers[index[g], 0]),
+            s,
+            image.group,
+            sum(not a.crowd for a in dataset.by_image[image.id]),
+            tuple(int(number) for number in numbers[index[g], 1:]),
+        )
         for image, s, g in zip(images, strata, groups, strict=True)
     ]
+
+
+def _another(
+    weights: np.ndarray, count: int, rng: np.random.Generator, known: Sequence[np.ndarray], tries: int = 20
+) -> np.ndarray:
+    """A division unlike the known ones: what a group weighs is blurred, so that other divisions are the most even."""
+    seen = {_partition(fold) for fold in known}
+    for _ in range(tries):
+        fold = _deal(weights * rng.uniform(0.7, 1.3, (len(weights), 1)), count, rng)
+        if _partition(fold) not in seen:
+            break
+    return fold
+
+
+def _partition(fold: np.ndarray) -> tuple[int, ...]:
+    """The same for two divisions that differ in nothing but the folds' numbers."""
+    order: dict[int, int] = {}
+    return tuple(order.setdefault(int(f), len(order)) for f in fold)
 
 
 def _content(dataset: Dataset, image: Image) -> str:
@@ -163,11 +206,14 @@ def _improve(weights: np.ndarray, fold: np.ndarray, held: np.ndarray, rounds: in
 
 
 def to_csv(rows: Iterable[Row]) -> str:
-    text = io.StringIO()
+    text, rows = io.StringIO(), list(rows)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    image, fold, *others = COLUMNS
+    divisions = max((len(row.folds) for row in rows), default=1)
+    writer.writerow((image, fold, *(f"{fold}_{k + 1}" for k in range(1, divisions)), *others))
     for row in rows:
-        writer.writerow((row.image, row.fold, row.stratum, row.group, "" if row.instances is None else row.instances))
+        held = "" if row.instances is None else row.instances
+        writer.writerow((row.image, *row.folds, row.stratum, row.group, held))
     return text.getvalue()
 
 
@@ -177,7 +223,7 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a folds CSV; only the columns image and fold are needed.
+    """The rows of a folds CSV; only the columns image and fold are needed, and fold_2, … where there are more divisions.
 
     Raises:
         FoldsError: a column is missing, a fold is not a whole number, an image stands there twice.
@@ -197,29 +243,35 @@ def read_csv(path: Path) -> list[Row]:
         raise FoldsError(
             f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(fields) or 'none'}"
         )
+    further = [field for field in fields if re.fullmatch(r"fold_\d+", field)]
     rows = []
     for number, line in enumerate(table, start=2):
         image, fold = (line["image"] or "").strip(), (line["fold"] or "").strip()
         if not image and not fold:
             continue
-        if not fold.isdecimal():
-            raise FoldsError(
-                f"{path}, line {number}: the fold of {image} is {fold!r}; it must be a whole number from 0"
-            )
+        folds = [fold, *((line[column] or "").strip() for column in further)]
+        for name in folds:
+            if not name.isdecimal():
+                raise FoldsError(
+                    f"{path}, line {number}: the fold of {image} is {name!r}; it must be a whole number from 0"
+                )
         stratum, group, held = ((line.get(column) or "").strip() for column in COLUMNS[2:])
-        rows.append(Row(image, int(fold), stratum, group, int(held) if held.isdecimal() else None))
+        instances = int(held) if held.isdecimal() else None
+        rows.append(Row(image, int(fold), stratum, group, instances, tuple(map(int, folds[1:]))))
     twice = [image for image, times in Counter(row.image for row in rows).items() if times > 1]
     if twice:
         raise FoldsError(f"{path} names {_some(twice)} more than once")
     return rows
 
 
-def check(rows: Sequence[Row], path: Path, dataset: Dataset, count: int | None = None) -> list[str]:
+def check(
+    rows: Sequence[Row], path: Path, dataset: Dataset, count: int | None = None, repeats: int | None = None
+) -> list[str]:
     """Hold a division against the images.
 
     Args:
         path: names the file in messages.
-        count: the experiment's number of folds, where that is known.
+        count, repeats: the experiment's numbers of folds and of divisions, where they are known.
 
     Returns:
         Warnings: groups that are split, so that a fold is validated on what its training has as good as seen.
@@ -238,42 +290,55 @@ def check(rows: Sequence[Row], path: Path, dataset: Dataset, count: int | None =
     lost = sorted(set(known) - {row.image for row in rows})
     if lost:
         faults.append(f"misses images of the data: {_some(lost)}")
-    if count is not None:
-        used = {row.fold for row in rows}
-        spare, empty = sorted(used - set(range(count))), sorted(set(range(count)) - used)
-        if spare:
-            faults.append(
-                f"has the folds {_some(spare)}, but folds.count is {count}, so folds run from 0 to {count - 1}"
-            )
-        if empty and rows:
-            faults.append(f"leaves the folds {_some(empty)} without an image (folds.count is {count})")
+    if repeats is not None and any(len(row.folds) != repeats for row in rows):
+        columns = ", ".join(["fold", *(f"fold_{k + 1}" for k in range(1, repeats))])
+        faults.append(f"needs the columns {columns}, and no other folds, because folds.repeats is {repeats}")
+    elif count is not None:
+        for k in range(repeats or 1):
+            first, last = k * count, (k + 1) * count - 1
+            used, wanted = {row.folds[k] for row in rows}, set(range(first, last + 1))
+            spare, empty = sorted(used - wanted), sorted(wanted - used)
+            if spare:
+                faults.append(
+                    f"has the folds {_some(spare)}, but folds.count is {count}, so folds run from {first} to {last}"
+                    + (f" in column fold_{k + 1}" if k else "")
+                )
+            if empty and rows:
+                faults.append(f"leaves the folds {_some(empty)} without an image (folds.count is {count})")
     if faults:
         raise FoldsError(
             f"{path}\n  "
             + "\n  ".join(faults)
             + "\n  mend it, or delete it to have a new one made by: python -m pipeline split"
         )
-    spread: dict[str, set[int]] = defaultdict(set)
+    spread: dict[tuple[str, int], set[int]] = defaultdict(set)
     for row in rows:
         group = known[row.image].group or row.group
-        if group:
-            spread[group].add(row.fold)
-    split = sorted(group for group, folds in spread.items() if len(folds) > 1)
+        for k, fold in enumerate(row.folds if group else ()):
+            spread[group, k].add(fold)
+    split = sorted({group for (group, _), folds in spread.items() if len(folds) > 1})
     if not split:
         return []
     return [f"{path} splits groups over folds, so that scores are flattered: {_some(split)}"]
 
 
-def read_folds(path: Path, dataset: Dataset) -> dict[int, int]:
-    """The fold of every image id of the dataset.
+def read_folds(path: Path, dataset: Dataset) -> dict[int, tuple[int, ...]]:
+    """By image id of the dataset, the folds that validate on it: one of every division.
 
     Raises:
         FoldsError: the CSV cannot be read or does not fit the images.
     """
     rows = read_csv(path)
     check(rows, path, dataset)
-    fold = {row.image: row.fold for row in rows}
-    return {image.id: fold[image.file_name] for image in dataset.images}
+    folds = {row.image: row.folds for row in rows}
+    return {image.id: folds[image.file_name] for image in dataset.images}
+
+
+def used_folds(folds: Mapping[int, Sequence[int]], used: Iterable[int]) -> dict[int, list[int]]:
+    """By image id, those of its folds that are used; images that have none are left out."""
+    wanted = set(used)
+    kept = {image_id: [fold for fold in own if fold in wanted] for image_id, own in folds.items()}
+    return {image_id: own for image_id, own in kept.items() if own}
 
 
 def _some(things: Sequence[object], shown: int = 5) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import folds as benchmark
 from pipeline import folds
-from pipeline.folds import FoldsError, Row, check, divide, read_csv, read_folds, to_csv, write_csv
+from pipeline.folds import FoldsError, Row, check, divide, read_csv, read_folds, to_csv, used_folds, write_csv
 from pipeline.records import Dataset, Image, Instance
 
 RLE = {"size": [4, 5], "counts": "523OO22"}
@@ -166,7 +166,7 @@ def test_csv_round_trip(tmp_path: Path) -> None:
     write_csv(GOOD, path)
     assert path.read_text().splitlines()[:2] == ["image,fold,stratum,group,instances", "000.png,0,a,p1,"]
     assert read_csv(path) == GOOD
-    assert read_folds(path, DATA) == {1: 0, 2: 0, 3: 1, 4: 1}
+    assert read_folds(path, DATA) == {1: (0,), 2: (0,), 3: (1,), 4: (1,)}
     assert check(GOOD, path, DATA, 2) == []
     odd = [Row('a,"b".png', 0, "ä", "", 12)]
     write_csv(odd, path)
@@ -185,7 +185,7 @@ def test_csv_says_how_many_instances_there_are(tmp_path: Path) -> None:
 def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     path = tmp_path / "run.csv"
     path.write_bytes("\ufefffold, image\r\n0, 000.png\r\n0,001.png\r\n1,002.png\r\n1,003.png\r\n,\r\n".encode())
-    assert read_folds(path, DATA) == {1: 0, 2: 0, 3: 1, 4: 1}
+    assert read_folds(path, DATA) == {1: (0,), 2: (0,), 3: (1,), 4: (1,)}
 
 
 @pytest.mark.parametrize(
@@ -239,3 +239,50 @@ def test_split_groups_are_a_warning() -> None:
 def test_csv_text_is_what_is_written(tmp_path: Path) -> None:
     write_csv(GOOD, tmp_path / "run.csv")
     assert to_csv(GOOD) == (tmp_path / "run.csv").read_text()
+
+
+# ---------------------------------------------------------------- repeated divisions ----------------------------------
+
+
+def drawn(images: int, groups: int) -> Dataset:
+    return dataset([(f"g{k % groups}", {1: k % 5, 2: k % 3}) for k in range(images)])
+
+
+def test_repeats_go_on_counting_and_differ() -> None:
+    data = drawn(30, groups=10)
+    rows = divide(data, 3, 0, repeats=3)
+    assert [replace(row, further=()) for row in rows] == divide(data, 3, 0)  # the first division is as it was
+    for k in range(3):
+        assert {row.folds[k] for row in rows} == {3 * k, 3 * k + 1, 3 * k + 2}
+        by_group: dict[str, set[int]] = {}
+        for row in rows:
+            by_group.setdefault(row.group, set()).add(row.folds[k])
+        assert all(len(folds) == 1 for folds in by_group.values())
+    partitions = {tuple(sorted(tuple(r.image for r in rows if r.folds[k] == f) for f in range(3 * k, 3 * k + 3)))
+                  for k in range(3)}  # fmt: skip
+    assert len(partitions) == 3
+    assert divide(data, 3, 0, repeats=3) == rows
+
+
+def test_repeats_end_where_there_is_one_division_only() -> None:
+    rows = divide(drawn(4, groups=2), 2, 0, repeats=2)
+    assert {row.folds for row in rows} <= {(0, 2), (0, 3), (1, 2), (1, 3)}
+
+
+def test_repeats_in_the_csv(tmp_path: Path) -> None:
+    data = drawn(12, groups=6)
+    rows, path = divide(data, 2, 0, repeats=2), tmp_path / "run.csv"
+    write_csv(rows, path)
+    assert path.read_text().splitlines()[0] == "image,fold,fold_2,stratum,group,instances"
+    assert read_csv(path) == rows
+    assert check(rows, path, data, 2, 2) == []
+    assert read_folds(path, data) == {image.id: row.folds for image, row in zip(data.images, rows, strict=True)}
+    assert used_folds({1: (0, 2), 2: (1, 3), 3: (1, 2)}, [0, 2]) == {1: [0, 2], 3: [2]}
+    with pytest.raises(FoldsError, match=r"folds.repeats is 3"):
+        check(rows, path, data, 2, 3)
+    moved = [replace(row, further=(row.further[0] - 1,)) for row in rows]
+    with pytest.raises(FoldsError, match="from 2 to 3 in column fold_2"):
+        check(moved, path, data, 2, 2)
+    path.write_text("image,fold,fold_2\n" + "".join(f"{row.image},0,x\n" for row in rows))
+    with pytest.raises(FoldsError, match="the fold of .* is 'x'"):
+        read_csv(path)

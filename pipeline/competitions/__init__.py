@@ -80,6 +80,7 @@ class Competition(Protocol):
         max_detections: how many of an image's best-ranked detections (per class) the metric looks at; None for all.
         ranked: whether the metric ranks masks by their scores. Where it does not, every false mask costs, however low its
             score, and `tune` chooses the score below which masks are left out.
+        ious: the overlaps with a truth at which the metric asks whether a mask is right; what tuning measures at.
     """
 
     @property
@@ -94,6 +95,8 @@ class Competition(Protocol):
     def max_detections(self) -> int | None: ...
     @property
     def ranked(self) -> bool: ...
+    @property
+    def ious(self) -> Sequence[float]: ...
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
         """Read the files as handed out, unpacking the images below `target`.

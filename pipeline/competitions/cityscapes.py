@@ -41,6 +41,7 @@ from pipeline.competitions.formats.stored import fetch, remove_others, store
 from pipeline.files import writing
 from pipeline.masks import crop_to_rle
 from pipeline.metrics import cityscapes_ap, scene
+from pipeline.metrics.coco_ap import IOUS
 from pipeline.records import Dataset, Detections, Image, Instance
 
 CLASSES = {
@@ -72,6 +73,7 @@ class Cityscapes(CocoCompetition):
     name = "cityscapes"
     metric = coco_score.metric()
     member = "results.json"
+    ious: Sequence[float] = IOUS
     categories: Mapping[int, str] = THINGS
     download = (
         "https://www.cityscapes-dataset.com/downloads (after registering, for non-commercial use):\n"

@@ -34,6 +34,7 @@ from pipeline.competitions.formats.faults import Faults
 from pipeline.competitions.formats.image_size import size_of
 from pipeline.competitions.formats.stored import fetch, remove_others, store
 from pipeline.masks import rle_to_crop
+from pipeline.metrics.coco_ap import IOUS
 from pipeline.metrics.coco_summary import LIMITS
 from pipeline.records import Dataset, Image, Instance, compressed
 
@@ -57,6 +58,7 @@ _OTHER_TASKS = re.compile(r"(captions|person_keypoints|panoptic|stuff|_results)"
 class Coco(CocoCompetition):
     name = "coco"
     metric = coco_score.metric()
+    ious: Sequence[float] = IOUS
     member = "detections_test-dev2017_maskfold_results.json"
     categories: Mapping[int, str] = {c: str(c) for c in COCO_IDS}
     download = (

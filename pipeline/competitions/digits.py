@@ -35,7 +35,7 @@ from pipeline.competitions.formats.coco_competition import IOU, CocoCompetition
 from pipeline.competitions.formats.drawn import instance_of, write_png
 from pipeline.competitions.formats.stored import remove_others
 from pipeline.masks import tight_box
-from pipeline.metrics.coco_ap import THRESHOLDS, Evaluation, evaluate, match
+from pipeline.metrics.coco_ap import IOUS, THRESHOLDS, Evaluation, evaluate, match
 from pipeline.metrics.dice import best_dice
 from pipeline.records import Dataset, Image, Instance
 
@@ -68,6 +68,7 @@ class Digits(CocoCompetition):
     name = "digits"
     metric = "segm AP (mean over IoU 0.50:0.95 and classes) maxDets=100"
     member = "results.json"
+    ious: Sequence[float] = IOUS
     categories: Mapping[int, str] = {digit + 1: str(digit) for digit in range(10)}
     download = (
         "nothing to get: without data.path the project draws it from scikit-learn's digits; with MNIST:\n"

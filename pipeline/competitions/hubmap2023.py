@@ -66,6 +66,7 @@ class Hubmap2023:
     suffix = ".csv"
     max_detections: int | None = None
     ranked = True
+    ious: Sequence[float] = (IOU,)
     download = (
         "Kaggle; accept the rules at https://www.kaggle.com/competitions/hubmap-hacking-the-human-vasculature, then\n"
         "kaggle competitions download -c hubmap-hacking-the-human-vasculature -p data/hubmap2023"

@@ -34,6 +34,7 @@ from pipeline.competitions.formats.pixel_lists import LinesError
 from pipeline.competitions.formats.stored import remove_others, store
 from pipeline.files import writing
 from pipeline.masks import FOREGROUND, crop_to_rle, tight_box
+from pipeline.metrics.coco_ap import IOUS
 from pipeline.metrics.segpc import FRAME, best_overlaps, from_frame, to_frame
 from pipeline.records import Dataset, Detections, Image, Instance
 
@@ -78,6 +79,7 @@ class Segpc2021:
     suffix = ".zip"
     max_detections: int | None = None
     ranked = True
+    ious: Sequence[float] = IOUS  # their mean rises with the overlap itself
     download = (
         "SegPC-2021 grand challenge: https://segpc-2021.grand-challenge.org (data after registration), or its mirror:\n"
         "kaggle datasets download -d sbilab/segpc2021dataset -p data/segpc2021"

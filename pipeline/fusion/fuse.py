@@ -4,8 +4,8 @@ A test image has more voters than an out-of-fold image: the models of all K fold
 of the one fold that did not see it. Whatever is tuned or learned on out-of-fold data would be applied to other numbers
 of votes than it was tuned on. So every fold's voters are fused by themselves first, exactly as out of fold (`vote`,
 then `rescored`), which gives each fold's list a score that means the same on both parts; then the folds' lists are
-clustered once more (`combine`) and a mask's score is the mean over the folds, 0 for a fold that does not have it. On an
-out-of-fold image there is one fold, and the second step is nothing.
+clustered once more (`combine`) and a mask's score is the mean over the folds, 0 for a fold that does not have it. An
+out-of-fold image has one fold, or one of each of several divisions.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def fuse_image(
     settings: Fusion,
     voters: Sequence[str],
     size: tuple[int, int],
-    rescorer: Callable[[str], Rescorer] | None = None,
+    rescorer: Rescorer | None = None,
 ) -> Detections:
     """Fuse all detections of one image.
 
@@ -172,7 +172,7 @@ def fuse_image(
         detections: of one image, in any order.
         voters: names of all sources that could have voted on this image, whether they found something or not.
         size: (height, width) of the image.
-        rescorer: by fold, the learned rescorer; needed where ``settings.rescore`` is ``learned``.
+        rescorer: needed where ``settings.rescore`` is ``learned``.
 
     Returns:
         Best first, with the extra columns `EXTRA`.
@@ -188,34 +188,33 @@ def fuse_image(
         folds.setdefault(Voter.parse(name).fold, []).append(name)
     learned = settings.rescore == "learned"
     lists = []
-    for fold, names in folds.items():
+    for names in folds.values():
         ballot = vote(detections, settings, names, size, describe=learned)
-        lists.append(rescored(ballot, settings.rescore, rescorer(fold) if learned and rescorer else None))
+        lists.append(rescored(ballot, settings.rescore, rescorer))
     return finish(combine(lists, settings) if len(lists) > 1 else lists[0], settings)
 
 
 # ---------------------------------------------------------------- files -----------------------------------------------
 
 
-def by_image(paths: Sequence[Path]) -> Iterator[tuple[int, Detections, list[Path]]]:
+def by_image(paths: Sequence[Path]) -> Iterator[tuple[int, Detections]]:
     """Read several Detections files side by side, image by image, ascending by image id.
 
     A file whose images ascend is streamed; any other is read whole.
 
     Yields:
-        image id, its rows of all files, and the files that have any.
+        image id, and its rows of all files.
     """
     streams = [_ascending(path) for path in paths]
     heads = [next(stream, None) for stream in streams]
     while any(head is not None for head in heads):
         image_id = min(int(head.image_id[0]) for head in heads if head is not None)
-        tables, named = [], []
+        tables = []
         for i, head in enumerate(heads):
             if head is not None and int(head.image_id[0]) == image_id:
                 tables.append(head)
-                named.append(paths[i])
                 heads[i] = next(streams[i], None)
-        yield image_id, Detections.concatenate(tables), named
+        yield image_id, Detections.concatenate(tables)
 
 
 def _ascending(path: Path) -> Iterator[Detections]:
@@ -245,9 +244,9 @@ def fuse_to(
     paths: Sequence[Path],
     settings: Fusion,
     sizes: Mapping[int, tuple[int, int]],
-    rescorer: Callable[[str, int], Rescorer] | None,
+    rescorer: Callable[[int], Rescorer] | None,
     *,
-    everyone: bool,
+    folds_of: Mapping[int, Sequence[str]] | None = None,
     provenance: Mapping[str, Any],
 ) -> Iterator[tuple[int, int]]:
     """Fuse prediction files into one Detections file; one image is in memory at a time.
@@ -255,9 +254,8 @@ def fuse_to(
     Args:
         paths: prediction files, each with the voters of one model and fold.
         sizes: (height, width) by image id.
-        rescorer: by fold and image id.
-        everyone: every file's voters could have voted on every image (test); else only those of the folds that have the
-            image in any file (out of fold).
+        rescorer: by image id.
+        folds_of: by image id the folds whose voters could have voted on it (out of fold); None where all could (test).
 
     Yields:
         image id and the number of fused masks, as each is written.
@@ -265,14 +263,10 @@ def fuse_to(
     voters = {path: read_sources(path) for path in paths}
     fold = {path: Voter.parse(names[0]).fold for path, names in voters.items()}
     with DetectionsWriter(target, ["fused"], EXTRA, provenance) as writer:
-        for image_id, detections, present in by_image(paths):
-            folds = {fold[path] for path in (paths if everyone else present)}
+        for image_id, detections in by_image(paths):
+            folds = fold.values() if folds_of is None else folds_of[image_id]
             names = [name for path in paths if fold[path] in folds for name in voters[path]]
-            chosen = None if rescorer is None else _for_image(rescorer, image_id)
+            chosen = None if rescorer is None else rescorer(image_id)
             fused = fuse_image(detections, settings, names, sizes[image_id], chosen)
             writer.add(fused)
             yield image_id, len(fused)
-
-
-def _for_image(rescorer: Callable[[str, int], Rescorer], image_id: int) -> Callable[[str], Rescorer]:
-    return lambda fold: rescorer(fold, image_id)

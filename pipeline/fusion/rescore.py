@@ -17,7 +17,7 @@ deterministic, is repeated when it is needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -302,6 +302,7 @@ Rescorer = Callable[[Features], np.ndarray]
 def _regress(table: Table) -> Rescorer:
     """The expected overlap with a truth, learned from all rows of a table (`MOST_ROWS` of them)."""
     from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
     if len(table.true) > MOST_ROWS:
         table = table.take(np.sort(np.random.default_rng(0).choice(len(table.true), MOST_ROWS, replace=False)))
@@ -316,14 +317,17 @@ def _regress(table: Table) -> Rescorer:
         max_features=0.3, monotonic_cst=direction, early_stopping=False, random_state=0,
     )  # fmt: skip
     randomised = ExtraTreesRegressor(80, min_samples_leaf=5, max_features=0.3, random_state=0)
-    for model in (boosted, randomised):
-        model.fit(values, target)
+    # one thread: on these few rows OpenMP's threads win nothing, and on a busy machine they wait for each other for minutes
+    with threadpool_limits(1, user_api="openmp"):
+        for model in (boosted, randomised):
+            model.fit(values, target)
 
     def overlap(found: Features) -> np.ndarray:
         if not len(found.values):
             return np.zeros(0)
         described = _filled(found.columns(names))
-        return np.asarray((boosted.predict(described) + randomised.predict(described)) / 2, np.float64)
+        with threadpool_limits(1, user_api="openmp"):
+            return np.asarray((boosted.predict(described) + randomised.predict(described)) / 2, np.float64)
 
     return overlap
 
@@ -371,9 +375,14 @@ def _filled(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.float32(-1))
 
 
-def group_of(fold: str, image_id: int, folds: Sequence[str]) -> str:
-    """The group of an image's rows: its fold, or, where only one fold was trained, one of five sets of images."""
-    return fold if len(folds) > 1 else f"images {image_id % 5}"
+def group_of(home: str, image_id: int, homes: Collection[str]) -> str:
+    """The group of an image's rows, whichever fold's voters they are of.
+
+    Args:
+        home: the image's fold in the first division: an image is in one of it, where it is in several of all divisions.
+        homes: the homes of all images. Where there is only one, images are grouped by their ids into five.
+    """
+    return home if len(homes) > 1 else f"images {image_id % 5}"
 
 
 def scores(

@@ -3,7 +3,8 @@
 The competition's own AP is read off at 101 recalls, so on a few images it moves in steps of one hundredth, and with a
 cap on the detections of an image most of its truths are out of reach. The ruler here is the area under the same
 interpolated precision, over the best-ranked detections that the metric looks at, as a fraction of what those could
-reach: it moves with every true positive and every change of order.
+reach: it moves with every true positive and every change of order. It is the mean over the overlaps that the competition's
+metric asks for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pipeline.records import Detections
 
 @dataclass(frozen=True)
 class Ranked:
-    """One category's detections over I images, best first: which are true, and whose they are.
+    """One category's detections over I images, best first: which are true at one overlap, and whose they are.
 
     Attributes:
         true: (N,) bool; `image`: (N,) int64, index of the image.
@@ -31,8 +32,11 @@ class Ranked:
     wanted: np.ndarray
 
 
-Sheet = dict[int, Ranked]
-"""By category, for every category that has truths."""
+Sheet = dict[tuple[int, float], Ranked]
+"""By category and overlap, for every category that has truths."""
+
+CELLS = 20_000_000
+"""So many draws x detections are worked on at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,11 @@ class Gain:
 
 @dataclass(frozen=True)
 class Ruler:
-    """`max_detections`: best-ranked detections of an image and category that count, None for all; `iou`: of a match."""
+    """`max_detections`: best-ranked detections of an image and category that count, None for all; `ious`: the overlaps of a
+    match."""
 
     max_detections: int | None = 100
-    iou: float = 0.5
+    ious: tuple[float, ...] = (0.5,)
     draws: int = 300
     seed: int = 0
 
@@ -61,42 +66,48 @@ class Ruler:
     ) -> Sheet:
         """Rank and match the detections of I images (one table and one truth each)."""
         categories = np.unique(np.concatenate([t.category[~t.crowd] for t in truth])) if truth else []
-        rows: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {int(c): [] for c in categories}
+        rows: dict[tuple[int, float], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
+            (int(c), iou): [] for c in categories for iou in self.ious
+        }
         for i, (detections, true) in enumerate(zip(found, truth, strict=True)):
             pairs = overlaps[i] if overlaps is not None else Overlaps.of(detections, true)
             for category in np.unique(detections.category_id):
                 mine = np.flatnonzero(detections.category_id == category)
                 mine = mine[np.argsort(-detections.score[mine], kind="stable")][: self.max_detections]
-                if int(category) not in rows:
+                if category not in categories:
                     continue
                 ranking = np.full(len(detections), -np.inf)
                 ranking[mine] = detections.score[mine]
-                right, ignored = pairs.matched(ranking, self.iou)
-                mine = mine[~ignored[mine]]
-                rows[int(category)].append((detections.score[mine], right[mine], np.full(len(mine), i)))
+                for iou in self.ious:
+                    right, ignored = pairs.matched(ranking, iou)
+                    kept = mine[~ignored[mine]]
+                    rows[int(category), iou].append((detections.score[kept], right[kept], np.full(len(kept), i)))
         sheet = {}
-        for category, parts in rows.items():
+        for (category, iou), parts in rows.items():
             count = np.array([int(((t.category == category) & ~t.crowd).sum()) for t in truth], np.float64)
             wanted = count if self.max_detections is None else np.minimum(count, self.max_detections)
             score, right, image = (
                 (np.concatenate([p[k] for p in parts]) for k in range(3)) if parts else (np.zeros(0) for _ in range(3))
             )
             order = np.argsort(-score, kind="stable")
-            sheet[category] = Ranked(right[order].astype(bool), image[order].astype(np.int64), wanted)
+            sheet[category, iou] = Ranked(right[order].astype(bool), image[order].astype(np.int64), wanted)
         return sheet
 
     def values(self, sheet: Sheet, weights: np.ndarray) -> np.ndarray:
-        """(C, B): every category's value when the images are weighted by each row of `weights` (B, I); NaN: nothing to find."""
-        out = np.full((len(sheet), len(weights)), np.nan)
-        for c, ranked in enumerate(sheet.values()):
-            wanted = weights @ ranked.wanted
-            weight = weights[:, ranked.image]
-            hits = np.cumsum(weight * ranked.true, axis=1)
-            total = np.cumsum(weight, axis=1)
-            precision = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            area = (envelope * weight * ranked.true).sum(axis=1)
-            out[c] = np.divide(area, wanted, out=np.full(len(weights), np.nan), where=wanted > 0)
+        """Every category's value, the mean over overlaps, when the images are weighted by each row of `weights`.
+
+        Args:
+            weights: (B, I).
+
+        Returns:
+            (C, B), categories in the sheet's order; NaN where there is nothing to find.
+        """
+        categories = list(dict.fromkeys(category for category, _ in sheet))
+        out = np.zeros((len(categories), len(weights)))
+        for (category, _), ranked in sheet.items():
+            step = max(CELLS // max(len(ranked.true), 1), 1)
+            parts = [_area(ranked, weights[k : k + step]) for k in range(0, len(weights), step)]
+            out[categories.index(category)] += np.concatenate(parts) / len(self.ious)
         return out
 
     def value(self, sheet: Sheet) -> float:
@@ -106,15 +117,31 @@ class Ruler:
         images = len(next(iter(sheet.values())).wanted)
         return float(np.nan_to_num(np.nanmean(self.values(sheet, np.ones((1, images))))))
 
+    def drawn(self, images: int, stream: int = 0) -> np.ndarray:
+        """(draws, images) how often each image is in each bootstrapped set; the same every time for one `stream`."""
+        generator = np.random.default_rng([self.seed, stream])
+        return generator.multinomial(images, np.full(images, 1 / images), self.draws).astype(np.float64)
+
     def gain(self, after: Sheet, before: Sheet) -> Gain:
         """What `after` gains over `before` (sheets of the same images), bootstrapped over the images."""
         if not before:
             return Gain(0.0, 0.0, 0.0, 0.0, [])
-        images = len(next(iter(before.values())).wanted)
-        generator = np.random.default_rng(self.seed)
-        weights = generator.multinomial(images, np.full(images, 1 / images), self.draws).astype(np.float64)
+        weights = self.drawn(len(next(iter(before.values())).wanted))
         each = self.values(after, weights) - self.values(before, weights)
         per_draw = np.nanmean(each, axis=0)
         low, high = np.percentile(per_draw, [5, 95])
-        worse = [category for category, row in zip(before, each, strict=True) if np.nanmean(row < 0) >= 0.95]
+        categories = list(dict.fromkeys(category for category, _ in before))
+        worse = [category for category, row in zip(categories, each, strict=True) if np.nanmean(row < 0) >= 0.95]
         return Gain(float(per_draw.mean()), float(low), float(high), float((per_draw > 0).mean()), worse)
+
+
+def _area(ranked: Ranked, weights: np.ndarray) -> np.ndarray:
+    """(B,) the area under interpolated precision for each row of `weights` (B, I), as a fraction of the reachable one."""
+    wanted = weights @ ranked.wanted
+    weight = weights[:, ranked.image]
+    hits = np.cumsum(weight * ranked.true, axis=1)
+    total = np.cumsum(weight, axis=1)
+    precision = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    area = (envelope * weight * ranked.true).sum(axis=1)
+    return np.divide(area, wanted, out=np.full(len(weights), np.nan), where=wanted > 0)

@@ -56,9 +56,19 @@ def voters_of(settings: Fusion, sources: Iterable[str]) -> list[str]:
     return chosen
 
 
-def write_settings(path: Path, settings: Fusion, provenance: dict[str, Any]) -> None:
+def with_changes(settings: Fusion, **changes: Any) -> Fusion:
+    """The settings with some replaced, checked like any."""
+    return Fusion.model_validate({**settings.model_dump(), **changes})
+
+
+def write_settings(
+    path: Path, settings: Fusion, provenance: dict[str, Any], estimate: dict[str, Any] | None = None
+) -> None:
+    """Write fusion.yaml; `estimate` is what the settings are worth on images that they were not chosen on."""
     with writing(path) as temporary:
-        document = {"settings": settings.model_dump(), "provenance": provenance}
+        document: dict[str, Any] = {"settings": settings.model_dump(), "provenance": provenance}
+        if estimate is not None:
+            document["estimate"] = estimate
         temporary.write_text(
             "# How this run's detections are fused: chosen on out-of-fold predictions by `tune`, read by `fuse`.\n"
             + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

@@ -31,6 +31,7 @@ from pipeline.records import Dataset, Detections
 log = logging.getLogger("pipeline.metrics")
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
+IOUS: tuple[float, ...] = tuple(THRESHOLDS.tolist())
 """COCO's IoU thresholds 0.50, 0.55, …, 0.95."""
 
 RECALLS = np.linspace(0.0, 1.0, 101)

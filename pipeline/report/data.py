@@ -71,8 +71,8 @@ def folds(dataset: Dataset, rows: Sequence[Row]) -> list[FoldSummary]:
     order = {category_id: k for k, category_id in enumerate(dataset.categories)}
     by_name = {image.file_name: image for image in dataset.images}
     summaries = []
-    for fold in sorted({row.fold for row in rows}):
-        own = [row for row in rows if row.fold == fold and row.image in by_name]
+    for fold in sorted({fold for row in rows for fold in row.folds}):
+        own = [row for row in rows if fold in row.folds and row.image in by_name]
         counts = [0] * len(order)
         for row in own:
             for instance in dataset.by_image[by_name[row.image].id]:

@@ -77,7 +77,8 @@ def build(experiment: Experiment, layout: Layout) -> str:
     ladder = read_ladder(ladder_file) if ladder_file.exists() else []
     found = _found(experiment, layout, train, notes)
     finals = _finals(experiment, layout, test, notes)
-    fusion = yaml.safe_load(layout.fusion.read_text())["settings"] if layout.fusion.exists() else {}
+    tuned = yaml.safe_load(layout.fusion.read_text()) if layout.fusion.exists() else {}
+    fusion = tuned.get("settings")
     settings = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     seconds = sum(j.seconds for j in jobs) or sum(t.seconds or 0.0 for t in done)
     data = _data(layout, train, test)
@@ -119,6 +120,7 @@ def build(experiment: Experiment, layout: Layout) -> str:
         gallery=found.gallery,
         ladder=ladder,
         ladder_chart=Markup(_ladder_chart(ladder)),
+        estimate=tuned.get("estimate"),
         fusion=yaml.safe_dump(fusion, sort_keys=False) if fusion else "",
         learning=[Markup(chart) for chart in _learning_curves(done)],
         finals=finals,
@@ -160,7 +162,7 @@ def _found(experiment: Experiment, layout: Layout, train: Dataset | None, notes:
     if train is None or not layout.fused("oof").exists():
         return _Found()
     if layout.folds.exists():  # images of folds that are not trained have no out-of-fold detections
-        used = {row.image for row in read_csv(layout.folds) if row.fold in experiment.validation_folds()}
+        used = {row.image for row in read_csv(layout.folds) if set(row.folds) & set(experiment.validation_folds())}
         train = train.subset(image.id for image in train.images if image.file_name in used)
     detections = Detections.read(layout.fused("oof"))
     detections = detections.take(np.isin(detections.image_id, list(train.image)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from pipeline import competitions
 from pipeline.experiment import ALL, Experiment, Layout
 from pipeline.files import provenance, writing
+from pipeline.folds import read_folds, used_folds
 from pipeline.fusion.fuse import fuse_to
 from pipeline.fusion.lists import DEFAULT, MAJORITY, as_lists, fuse_lists
 from pipeline.fusion.rescore import Rescorer, Table, cross_fit, group_of
@@ -37,25 +38,30 @@ def run(experiment: Experiment, layout: Layout, part: str) -> None:
     paths = prediction_files(experiment, layout, part)
     images = Dataset.read(layout.train_json if part == "oof" else layout.test_json)
     sizes = {image.id: (image.height, image.width) for image in images.images}
+    folds_of = None
+    if part == "oof":
+        used = used_folds(read_folds(layout.folds, images), experiment.validation_folds())
+        folds_of = {image_id: [str(fold) for fold in folds] for image_id, folds in used.items()}
     rescorer = None
     if settings.rescore == "learned":
-        rescorer = _rescorers(Table.read(training_table(layout)), [str(k) for k in experiment.validation_folds()], part)
+        rescorer = _rescorers(Table.read(training_table(layout)), folds_of)
     facts = provenance(experiment=experiment.name, part=part, settings=settings.model_dump())
     written = 0
     for image_id, count in fuse_to(
-        layout.fused(part), paths, settings, sizes, rescorer, everyone=part == "test", provenance=facts
+        layout.fused(part), paths, settings, sizes, rescorer, folds_of=folds_of, provenance=facts
     ):
         written += 1
         log.debug("%s: image %d, %d masks", part, image_id, count)
     log.info("%s: %d images of %d files fused in %.0f s", part, written, len(paths), time.perf_counter() - began)
 
 
-def _rescorers(table: Table, folds: list[str], part: str) -> Callable[[str, int], Rescorer]:
-    """By fold and image: out of fold the rescorer that never saw the image, on test images the one that saw all."""
+def _rescorers(table: Table, folds_of: Mapping[int, Sequence[str]] | None) -> Callable[[int], Rescorer]:
+    """By image: out of fold the rescorer that never saw the image, on test images the one that saw all."""
     fitted = cross_fit(table)
-    if part == "test":
-        return lambda fold, image_id: fitted(ALL)
-    return lambda fold, image_id: fitted(group_of(fold, image_id, folds))
+    if folds_of is None:
+        return lambda image_id: fitted(ALL)
+    homes = {folds[0] for folds in folds_of.values()}
+    return lambda image_id: fitted(group_of(folds_of[image_id][0], image_id, homes))
 
 
 # ---------------------------------------------------------------- files alone -----------------------------------------

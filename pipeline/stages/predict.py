@@ -30,8 +30,8 @@ def run(experiment: Experiment, layout: Layout, model: str, fold: str, part: str
         if fold == ALL:
             raise ExperimentError(f"fold {ALL!r} is trained on every image, so it has no out-of-fold predictions")
         images = Dataset.read(layout.train_json)
-        fold_of = read_folds(layout.folds, images)
-        images = images.subset(image.id for image in images.images if fold_of[image.id] == int(fold))
+        folds_of = read_folds(layout.folds, images)
+        images = images.subset(image.id for image in images.images if int(fold) in folds_of[image.id])
     else:
         images = Dataset.read(layout.test_json)
     views = experiment.views(model, part)

@@ -13,7 +13,7 @@ from pipeline import competitions
 from pipeline.competitions import Competition
 from pipeline.experiment import Experiment, Layout, SubmissionSettings
 from pipeline.files import provenance, write_json
-from pipeline.folds import read_folds
+from pipeline.folds import read_folds, used_folds
 from pipeline.metrics import coco_ap
 from pipeline.records import Dataset, Detections, read_images
 from pipeline.submission import judged, submitted
@@ -29,20 +29,20 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
     ``{"competition", "metric", "images", "ensemble": {…}, "models": {name: {…}}, "provenance"}`` where each ``{…}`` is
     what the competition's metric gives (``score``, ``classes``, …) with ``folds``: {fold: score}, and ``curves``:
     {class: {"recall": (101,), "precision": (101,)}} at IoU 0.5. A model stands there as it predicts, under its first
-    view alone; all are cut to what would be submitted. Where that hangs on a least score, the ensemble has the one that
-    `tune` chose, and each model the one that is best for itself (``min_score``).
+    view alone, each image by one training; all are cut to what would be submitted. Where that hangs on a least score, the
+    ensemble has the one that `tune` chose, and each model the one that is best for itself (``min_score``).
 
     Raises:
         FileNotFoundError: a stage before this one has not run; the message names its command.
     """
     competition = competitions.get(experiment.competition, experiment.submission.counted)
     truth = Dataset.read(layout.train_json)
-    fold_of = read_folds(layout.folds, truth)
-    used = experiment.validation_folds()
-    truth = truth.subset(image_id for image_id, fold in fold_of.items() if fold in used)
+    used = used_folds(read_folds(layout.folds, truth), experiment.validation_folds())
+    fold_of = {image_id: folds[0] for image_id, folds in used.items()}
+    truth = truth.subset(fold_of)
     models = {}
     for name in experiment.models:
-        alone = _alone(experiment, layout, name)
+        alone = _alone(experiment, layout, name, fold_of)
         models[name] = _standing(competition, truth, alone, experiment.submission, fold_of, choose=True)
         log.info("%s: %.4f", name, models[name]["score"])
     fused = _existing(layout.fused("oof"), "python -m pipeline fuse")
@@ -60,17 +60,18 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
     return scores
 
 
-def _alone(experiment: Experiment, layout: Layout, model: str) -> Detections:
-    """A model's out-of-fold detections of all trained folds, under its first view."""
+def _alone(experiment: Experiment, layout: Layout, model: str, fold_of: Mapping[int, int]) -> Detections:
+    """A model's out-of-fold detections of every image by the training of one fold, under its first view."""
     view = experiment.views(model, "oof")[0]
     tables = []
-    for fold in experiment.validation_folds():
+    for fold in sorted(set(fold_of.values())):
+        images = [image_id for image_id, own in fold_of.items() if own == fold]
         path = layout.predictions(model, str(fold), "oof")
         for table in read_images(
             _existing(path, f"python -m pipeline predict --model {model} --fold {fold} --part oof")
         ):
             own = [k for k, source in enumerate(table.sources) if source.rsplit("/", 1)[-1] == view]
-            tables.append(table.take(np.isin(table.source, own)))
+            tables.append(table.take(np.isin(table.source, own) & np.isin(table.image_id, images)))
     return Detections.concatenate(tables)
 
 

@@ -26,7 +26,7 @@ def run(experiment: Experiment, layout: Layout) -> list[folds.Row]:
     if path.exists() and not _is_ours(path, layout):
         rows = folds.read_csv(path)
         if not _is_what_we_would_write(rows, experiment, dataset):
-            for warning in folds.check(rows, path, dataset, experiment.folds.count):
+            for warning in folds.check(rows, path, dataset, experiment.folds.count, experiment.folds.repeats):
                 log.warning("%s", warning)
             log.info("%s was written by hand and is used as it is; delete it to have one made", path)
             folds.remember(path, layout.folds_record, by_hand=True)
@@ -35,15 +35,16 @@ def run(experiment: Experiment, layout: Layout) -> list[folds.Row]:
     if not path.exists() or path.read_text() != folds.to_csv(rows):
         folds.write_csv(rows, path)
     folds.remember(path, layout.folds_record, by_hand=False)
-    for fold in range(experiment.folds.count):
-        own = [row for row in rows if row.fold == fold]
+    for fold in range(experiment.folds.total):
+        own = [row for row in rows if fold in row.folds]
         log.info("fold %d: %d images in %d groups", fold, len(own), len({row.group or row.image for row in own}))
     return rows
 
 
 def _divide(experiment: Experiment, dataset: Dataset) -> list[folds.Row]:
     competition = competitions.get(experiment.competition)
-    return folds.divide(dataset, experiment.folds.count, experiment.seed, competition.stratum)
+    settings = experiment.folds
+    return folds.divide(dataset, settings.count, experiment.seed, competition.stratum, settings.repeats)
 
 
 def _is_ours(path: Path, layout: Layout) -> bool:

@@ -31,8 +31,8 @@ def run(experiment: Experiment, layout: Layout, model: str, fold: str, version: 
     backend = backends.get(settings.framework)
     images = Dataset.read(layout.train_json)
     if fold != ALL:
-        fold_of = read_folds(layout.folds, images)
-        images = images.subset(image.id for image in images.images if fold_of[image.id] != int(fold))
+        folds_of = read_folds(layout.folds, images)
+        images = images.subset(image.id for image in images.images if int(fold) not in folds_of[image.id])
     folder = layout.training(model, fold)
     folder.mkdir(parents=True, exist_ok=True)
     job = backends.TrainJob(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from pipeline import competitions
 from pipeline.competitions import Competition
 from pipeline.experiment import Experiment, ExperimentError, Layout, SubmissionSettings
 from pipeline.files import provenance, write_json
-from pipeline.folds import read_folds
+from pipeline.folds import read_folds, used_folds
 from pipeline.fusion.fuse import by_image
+from pipeline.fusion.ladder import Confirm, Rung
 from pipeline.fusion.match import truths
 from pipeline.fusion.ruler import Ruler
-from pipeline.fusion.settings import Fusion, Voter, write_settings
-from pipeline.fusion.tune import Case, Confirm, Rung, Study, Tuned, tune, with_changes
+from pipeline.fusion.settings import Fusion, Voter, with_changes, write_settings
+from pipeline.fusion.study import Case, Study
+from pipeline.fusion.tune import Tuned, tune
 from pipeline.records import Dataset, Detections, read_sources
 from pipeline.submission import has_no_least_score, judged
 
@@ -69,23 +72,23 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
     """
     began = time.perf_counter()
     truth = Dataset.read(layout.train_json)
-    fold_of = read_folds(layout.folds, truth)
-    used = experiment.validation_folds()
-    image_ids = sorted(image_id for image_id, fold in fold_of.items() if fold in used)
+    folds_of = used_folds(read_folds(layout.folds, truth), experiment.validation_folds())
+    image_ids = sorted(folds_of)
     if len(image_ids) > MOST_IMAGES:
         drawn = np.random.default_rng(experiment.seed).choice(image_ids, MOST_IMAGES, replace=False)
         image_ids = sorted(int(image_id) for image_id in drawn)
     truth = truth.subset(image_ids)
-    cases = read_cases(prediction_files(experiment, layout, "oof"), truth, fold_of)
+    cases = read_cases(prediction_files(experiment, layout, "oof"), truth, folds_of)
     log.info("%d out-of-fold images, %d detections", len(cases), sum(len(case.detections) for case in cases))
 
     competition = competitions.get(experiment.competition, experiment.submission.counted)
     limit = experiment.submission.max_per_image
     most = limit if competition.max_detections is None else min(competition.max_detections, limit)
-    ruler = Ruler(most, seed=experiment.seed)
+    ruler = Ruler(most, tuple(competition.ious), seed=experiment.seed)
     base = Fusion.model_validate(experiment.fusion.model_dump())
     if base.tune:
-        tuned = tune(cases, base, ruler, confirmation(competition, truth, experiment.submission), experiment.held())
+        confirm = confirmation(competition, truth, experiment.submission)
+        tuned = tune(cases, base, ruler, confirm, experiment.held(), nested=base.nested)
     else:
         study = Study(cases, ruler)
         tuned = Tuned(base, [], study.table(base), study.fused(base))
@@ -100,21 +103,26 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
         images=len(cases),
         seconds=round(time.perf_counter() - began, 1),
     )
-    write_settings(layout.fusion, tuned.settings, facts)
+    worth = None if tuned.estimate is None else tuned.estimate.to_json()
+    write_settings(layout.fusion, tuned.settings, facts, worth)
     return tuned
 
 
-def read_cases(paths: Sequence[Path], truth: Dataset, fold_of: dict[int, int]) -> list[Case]:
-    """The out-of-fold images of `truth`, ascending by id, with what their own fold's voters found."""
+def read_cases(paths: Sequence[Path], truth: Dataset, folds_of: Mapping[int, Sequence[int]]) -> list[Case]:
+    """The out-of-fold images of `truth`, ascending by id, with what the voters of their own folds found.
+
+    Args:
+        folds_of: by image id, its fold in every division.
+    """
     voters: dict[int, list[str]] = {}
     for path in paths:
         for name in read_sources(path):
             voters.setdefault(int(Voter.parse(name).fold), []).append(name)
-    found = {image_id: table for image_id, table, _ in by_image(paths) if image_id in truth.image}
+    found = {image_id: table for image_id, table in by_image(paths) if image_id in truth.image}
     true = truths(truth, truth.image)
     cases = []
     for image_id in sorted(truth.image):
-        image, names = truth.image[image_id], voters[fold_of[image_id]]
+        image, names = truth.image[image_id], [name for fold in folds_of[image_id] for name in voters[fold]]
         table = found.get(image_id) or Detections.empty(names)
         cases.append(Case(image_id, (image.height, image.width), table, names, true[image_id]))
     return cases
@@ -152,4 +160,4 @@ def with_threshold(
     changes = {"min_score": best.min_score}
     rung = Rung("+ threshold", area, None, None, None, True, _numbers(best.result), changes)
     log.info("masks scored below %.4f are left out: %s %.4f", best.min_score, competition.metric, best.result["score"])
-    return Tuned(settings, [*tuned.ladder, rung], tuned.table, kept)
+    return replace(tuned, settings=settings, ladder=[*tuned.ladder, rung], fused=kept)

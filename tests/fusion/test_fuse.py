@@ -59,21 +59,18 @@ def test_folds_are_fused_apart_and_then_together() -> None:
     np.testing.assert_array_equal(frames_of(Crops.of(both))[0], ellipse(40, 40, 9, 9))
 
 
-def test_the_rescorer_of_each_fold_is_asked_with_that_folds_features() -> None:
+def test_the_rescorer_is_asked_of_each_fold_with_that_folds_features() -> None:
     voters = names("ab", "01")
     found = sightings(1, voters)
-    asked: list[tuple[str, float]] = []
+    asked: list[float] = []
 
-    def rescorer(fold: str):  # type: ignore[no-untyped-def]
-        def probability(described: Features) -> np.ndarray:
-            asked.append((fold, float(described.columns(["voters"]).max())))
-            return np.full(len(described.values), 0.25 if fold == "0" else 0.75)
-
-        return probability
+    def rescorer(described: Features) -> np.ndarray:
+        asked.append(float(described.columns(["voters"]).max()))
+        return np.full(len(described.values), 0.25 if len(asked) == 1 else 0.75)
 
     learned = Fusion(**{**PLAIN.model_dump(), "rescore": "learned"})
     fused = fuse_image(found, learned, voters, SIZE, rescorer)
-    assert asked == [("0", 1.0), ("1", 1.0)]  # four voters each, though the image has eight
+    assert asked == [1.0, 1.0]  # four voters each, though the image has eight
     assert set(np.round(fused.score, 6)) <= {0.125, 0.375, 0.5}
     with pytest.raises(ValueError, match="training table"):
         fuse_image(found, learned, voters, SIZE)
@@ -137,10 +134,9 @@ def test_files_are_read_side_by_side(tmp_path: Path) -> None:
     b = write(tmp_path / "b", names("b", "0"), [2, 3, 5], ascending=False)
     c = write(tmp_path / "c", names("c", "0"), [])
     seen = list(by_image([a, b, c]))
-    assert [image_id for image_id, _, _ in seen] == [1, 2, 3, 5]
-    assert [paths for _, _, paths in seen] == [[a], [a, b], [b], [a, b]]
-    for image_id, found, paths in seen:
-        expected = sum(len(sightings(image_id, names("ab"["ab".index(p.name)], "0"))) for p in paths)
+    assert [image_id for image_id, _ in seen] == [1, 2, 3, 5]
+    for (image_id, found), models in zip(seen, ("a", "ab", "b", "ab"), strict=True):
+        expected = sum(len(sightings(image_id, names(model, "0"))) for model in models)
         assert len(found) == expected and (found.image_id == image_id).all()
 
 
@@ -153,7 +149,7 @@ def test_an_image_in_several_row_groups_is_one(tmp_path: Path) -> None:
         writer.add(tables[0].take([0, 1]))
         writer.add(Detections.concatenate([tables[0].take([2]), tables[1]]))
     seen = list(by_image([tmp_path / "a"]))
-    assert [(image_id, len(found)) for image_id, found, _ in seen] == [(1, 3), (2, len(tables[1]))]
+    assert [(image_id, len(found)) for image_id, found in seen] == [(1, 3), (2, len(tables[1]))]
 
 
 @pytest.mark.parametrize("everyone", [True, False])
@@ -165,9 +161,9 @@ def test_a_file_is_fused_image_by_image(tmp_path: Path, everyone: bool) -> None:
         write(tmp_path / "a1", names("a", "1"), [3]),
     ]
     target = tmp_path / "fused.parquet"
-    done = list(
-        fuse_to(target, paths, PLAIN, dict.fromkeys((1, 2, 3), SIZE), None, everyone=everyone, provenance={"x": 1})
-    )
+    folds_of = None if everyone else {1: ["0"], 2: ["0"], 3: ["1"]}
+    sizes = dict.fromkeys((1, 2, 3), SIZE)
+    done = list(fuse_to(target, paths, PLAIN, sizes, None, folds_of=folds_of, provenance={"x": 1}))
     fused = Detections.read(target)
     assert [image_id for image_id, _ in done] == [1, 2, 3] and sum(n for _, n in done) == len(fused)
     assert stored_provenance(target) == {"x": 1} and set(fused.extra) == {"agreement", "inside"}
@@ -176,3 +172,14 @@ def test_a_file_is_fused_image_by_image(tmp_path: Path, everyone: bool) -> None:
     expected = fuse_image(found, PLAIN, voters + names("a", "1") if everyone else voters, SIZE)
     np.testing.assert_array_equal(fused.score[fused.image_id == 1], expected.score)
     assert fused.extra["agreement"][fused.image_id == 1].max() <= 0.5
+
+
+def test_a_fold_that_found_nothing_on_an_image_counts(tmp_path: Path) -> None:
+    """Out of fold in two divisions: what one of the two folds has alone gets half its score."""
+    paths = [write(tmp_path / "a0", names("a", "0"), [1]), write(tmp_path / "a2", names("a", "2"), [])]
+    scores = []
+    for folds in (["0"], ["0", "2"]):
+        target = tmp_path / "fused.parquet"
+        list(fuse_to(target, paths, PLAIN, {1: SIZE}, None, folds_of={1: folds}, provenance={}))
+        scores.append(Detections.read(target).score)
+    np.testing.assert_allclose(scores[1], scores[0] / 2)

@@ -24,7 +24,7 @@ def test_values() -> None:
     ranked = Ranked(rng.random(60) < 0.6, rng.integers(0, 4, 60), np.array([12.0, 20, 9, 15]))
     ruler = Ruler()
     weights = np.array([[1, 1, 1, 1], [2, 0, 1, 3], [0, 0, 0, 5]], float)
-    values = ruler.values({1: ranked}, weights)
+    values = ruler.values({(1, 0.5): ranked}, weights)
     assert values.shape == (1, 3)
     assert values[0, 0] == pytest.approx(plain(ranked.true, np.ones(60, int), 56))
     # drawing an image n times puts its rows n times into the ranking, one beside the other
@@ -52,7 +52,7 @@ def test_only_the_best_of_an_image_count() -> None:
     found = sighting(1, "a", 0, noise=0, false=8)
     for limit in (1, 4, 100):
         ruler = Ruler(max_detections=limit)
-        ranked = ruler.sheet([found], true)[1]
+        ranked = ruler.sheet([found], true)[1, 0.5]
         assert len(ranked.true) == min(limit, len(found))
         assert ranked.wanted.tolist() == [min(limit, 12)]
 
@@ -85,3 +85,18 @@ def test_nothing_to_find() -> None:
     ruler = Ruler()
     sheet = ruler.sheet([sighting(1, "a", 0)], list(truths(dataset, [1]).values()))
     assert sheet == {} and ruler.value(sheet) == 0 and ruler.gain(sheet, sheet).mean == 0
+
+
+def test_several_overlaps_are_averaged() -> None:
+    dataset = truth(3)
+    true = list(truths(dataset, [1, 2, 3]).values())
+    found = [sighting(i, "a", 0, noise=1.0) for i in (1, 2, 3)]
+    each = [Ruler(12, (iou,)) for iou in (0.5, 0.7, 0.9)]
+    alone = [ruler.value(ruler.sheet(found, true)) for ruler in each]
+    assert alone[0] > alone[1] > alone[2]
+    together = Ruler(12, (0.5, 0.7, 0.9))
+    assert together.value(together.sheet(found, true)) == pytest.approx(np.mean(alone))
+    exact = [sighting(i, "a", 0, noise=0.0) for i in (1, 2, 3)]
+    gain = together.gain(together.sheet(exact, true), together.sheet(found, true))
+    assert gain.mean > 0 and gain.worse == []
+    assert together.gain(together.sheet(found, true), together.sheet(exact, true)).worse == [1]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,11 @@ import pytest
 
 from pipeline.fusion.fuse import fuse_image
 from pipeline.fusion.match import truths
-from pipeline.fusion.rescore import Rescorer, group_of
+from pipeline.fusion.rescore import group_of
 from pipeline.fusion.ruler import Ruler
-from pipeline.fusion.settings import Fusion, read_settings, write_settings
-from pipeline.fusion.tune import Case, Study, Tuned, tune, with_changes
+from pipeline.fusion.settings import Fusion, Voter, read_settings, with_changes, write_settings
+from pipeline.fusion.study import Case, Study
+from pipeline.fusion.tune import Tuned, tune
 from pipeline.records import Detections
 from tests.fusion.cells import SIZE, sighting, truth
 
@@ -23,22 +22,19 @@ VIEWS = ("identity", "hflip", "identity@2.0")
 IMAGES = 8
 
 
-def cases(noise: dict[str, float], views: tuple[str, ...] = VIEWS) -> list[Case]:
-    """Images in two folds, each seen by its own fold's models with a noise of their own."""
+def cases(noise: dict[str, float], views: tuple[str, ...] = VIEWS, repeats: int = 1) -> list[Case]:
+    """Images in two folds of every division, each seen by its own folds' models with a noise of their own."""
     dataset = truth(IMAGES)
     true = truths(dataset, dataset.image)
     out = []
     for image_id in dataset.image:
-        voters = [f"{model}/{image_id % 2}/{view}" for model in noise for view in views]
+        folds = [2 * repeat + image_id % 2 for repeat in range(repeats)]
+        voters = [f"{model}/{fold}/{view}" for fold in folds for model in noise for view in views]
         found = Detections.concatenate(
             [sighting(image_id, name, k, noise[name.split("/")[0]]) for k, name in enumerate(voters)]
         )
         out.append(Case(image_id, SIZE, found, voters, true[image_id]))
     return out
-
-
-def chosen(rescorer: Callable[[str], Rescorer], image_id: int, fold: str) -> Rescorer:
-    return rescorer(group_of(fold, image_id, ["0", "1"]))
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +65,8 @@ def test_the_result_is_what_fuse_makes_of_the_settings(tuned: Tuned) -> None:
         settings = with_changes(tuned.settings, rescore=mode)
         rescorer = study.rescorer(settings) if mode == "learned" else None
         for case, fused in zip(given, study.fused(settings), strict=True):
-            by_fold = None if rescorer is None else partial(chosen, rescorer, case.image_id)
-            again = fuse_image(case.detections, settings, case.voters, SIZE, by_fold)
+            own = None if rescorer is None else rescorer(group_of(case.home, case.image_id, ["0", "1"]))
+            again = fuse_image(case.detections, settings, case.voters, SIZE, own)
             np.testing.assert_array_equal(again.score, fused.score)
             np.testing.assert_array_equal(again.pixels, fused.pixels)
     last = [rung for rung in tuned.ladder if rung.adopted][-1]
@@ -143,3 +139,37 @@ def test_settings_on_disk(tmp_path: Any) -> None:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ValueError, match="delete it and run `tune` again"):
             read_settings(tmp_path / "bad.yaml")
+
+
+def test_repeated_folds_are_measured_and_always_taken() -> None:
+    given = cases({"a": 1.2}, VIEWS[:1], repeats=3)
+    assert given[0].home == Voter.parse(given[0].voters[0]).fold and len(given[0].at_home().voters) == 1
+    found = tune(given, Fusion(), Ruler(12))
+    single, folds = found.ladder[:2]
+    assert (single.step, folds.step) == ("best single", "+ folds")
+    assert folds.adopted and folds.gain is not None and folds.gain > 0.1 and folds.score > single.score
+    # the same settings, more voters
+    study = Study(given, Ruler(12))
+    first = Fusion(weights={"a": 1}, views=["identity"], method="concatenate", rescore="none", fill_holes=False)
+    assert study.ruler.value(study.sheet(first)) == pytest.approx(folds.score)
+    alone = Study([case.at_home() for case in given], Ruler(12))
+    assert alone.ruler.value(alone.sheet(first)) == pytest.approx(single.score)
+
+
+def test_a_rescorer_never_saw_the_image_under_any_fold() -> None:
+    given = cases({"a": 1.2}, VIEWS[:1], repeats=2)
+    table = Study(given, Ruler(12)).table(Fusion())
+    assert set(table.group) == {"0", "1"}  # an image's rows of both divisions are of one group
+
+
+def test_models_may_be_chosen_more_than_once() -> None:
+    found = tune(cases({"good": 0.4, "fair": 1.4}, VIEWS[:1]), Fusion(tune=True), Ruler(12, (0.5, 0.75)))
+    assert found.settings.weights["good"] >= found.settings.weights["fair"]
+    assert all(weight == int(weight) for weight in found.settings.weights.values())
+
+
+def test_the_search_is_held_and_repeats_itself() -> None:
+    given, wish = cases({"a": 1.2, "b": 1.0}), Fusion(iou=0.45, one_per_source=True)
+    found = [tune(given, wish, Ruler(12), held=["iou", "one_per_source"]).settings for _ in range(2)]
+    assert found[0] == found[1]
+    assert (found[0].iou, found[0].one_per_source) == (0.45, True)

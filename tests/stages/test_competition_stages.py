@@ -90,7 +90,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     fold_of = read_folds(where.folds, truth)
     for model, wrong in (("good", 0.1), ("bad", 0.7)):
         for fold in range(3):
-            own = truth.subset(i for i, f in fold_of.items() if f == fold)
+            own = truth.subset(i for i, f in fold_of.items() if fold in f)
             sources = [f"{model}/{fold}/identity", f"{model}/{fold}/hflip"]
             detections(own, sources, wrong, fold).write(where.predictions(model, str(fold), "oof"))
     detections(truth, ["fused"], 0.0).write(where.fused("oof"))
@@ -224,7 +224,7 @@ def test_only_the_folds_that_were_trained_are_scored(layout: Layout) -> None:
     some = an_experiment(folds={"count": 3, "use": [0, 2]})
     truth = Dataset.read(layout.train_json)
     fold_of = read_folds(layout.folds, truth)
-    kept = [i for i, fold in fold_of.items() if fold != 1]
+    kept = [i for i, folds in fold_of.items() if 1 not in folds]
     fused, whole = layout.fused("oof"), layout.fused("oof").read_bytes()
     try:
         detections(truth.subset(kept), ["fused"], 0.0).write(fused)

@@ -32,6 +32,7 @@ class CocoCompetition:
     suffix: str = ".zip"
     max_detections: int | None = 100
     ranked = True
+    ious: Sequence[float] = (IOU,)
 
     def stratum(self, image: Image) -> str:
         return ""

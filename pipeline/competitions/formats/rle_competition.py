@@ -13,6 +13,7 @@ from pipeline.competitions import CompetitionError, Problem
 from pipeline.competitions.formats import coco_results, rle_check, rle_csv
 from pipeline.masks import FOREGROUND, crop_to_rle, tight_box
 from pipeline.metrics import dsb
+from pipeline.metrics.coco_ap import IOUS
 from pipeline.records import Dataset, Detections, Image
 
 log = logging.getLogger("pipeline.competitions")
@@ -40,6 +41,7 @@ class RleCompetition:
     suffix = ".csv"
     max_detections: int | None = None
     ranked = False
+    ious: Sequence[float] = IOUS
 
     def stratum(self, image: Image) -> str:
         return ""
