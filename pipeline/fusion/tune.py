@@ -183,7 +183,7 @@ class Study:
 
 def _vote_key(settings: Fusion) -> str:
     """What decides the ballots: settings that differ only in rescoring and post-processing share them."""
-    later = {"rescore", "fill_holes", "largest_part", "min_area", "no_overlap", "duplicates", "min_score", "tune"}
+    later = {"rescore", "fill_holes", "largest_part", "min_area", "overlap_removal", "duplicates", "min_score", "tune"}
     return settings.model_dump_json(exclude=later)
 
 
@@ -307,7 +307,7 @@ def tune(
         mine = [v.view for v in map(Voter.parse, study.sources) if v.model == model and v.view in views]
         return next((v for v in mine if v.startswith("identity")), mine[0])
 
-    raw = {"rescore": "none", "fill_holes": False, "largest_part": False, "min_area": 0, "no_overlap": False}
+    raw = {"rescore": "none", "fill_holes": False, "largest_part": False, "min_area": 0, "overlap_removal": "none"}
     alone = {m: with_changes(only([m], views=[first(m)], method="concatenate", **raw), **ladder.held) for m in models}
     ladder.start("best single", alone.values())
     best = next(m for m in models if alone[m] == ladder.settings)
@@ -400,7 +400,7 @@ def _post(ladder: Ladder, truth: Sequence[Truth]) -> None:
         ("largest_part", (True, False)),
         ("duplicates", (None, 0.5, 0.7, 0.85)),
         ("min_area", (0, *smallest)),
-        ("no_overlap", (True, False)),
+        ("overlap_removal", ("none", "score", "probability")),
     ):
         s = ladder.settings
         ladder.better(with_changes(s, **{name: v}) for v in values if v != getattr(s, name))

@@ -18,7 +18,7 @@ from pipeline.folds import read_folds
 from pipeline.fusion.fuse import by_image
 from pipeline.fusion.match import truths
 from pipeline.fusion.ruler import Ruler
-from pipeline.fusion.settings import Fusion, Voter, write_settings
+from pipeline.fusion.settings import Fusion, Voter, for_categories, for_people, write_settings
 from pipeline.fusion.tune import Case, Confirm, Rung, Study, Tuned, tune, with_changes
 from pipeline.records import Dataset, Detections, read_sources
 from pipeline.submission import has_no_least_score, judged
@@ -83,7 +83,7 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
     limit = experiment.submission.max_per_image
     most = limit if competition.max_detections is None else min(competition.max_detections, limit)
     ruler = Ruler(most, seed=experiment.seed)
-    base = Fusion.model_validate(experiment.fusion.model_dump())
+    base = for_categories(Fusion.model_validate(experiment.fusion.model_dump()), truth.categories)
     if base.tune:
         tuned = tune(cases, base, ruler, confirmation(competition, truth, experiment.submission), experiment.held())
     else:
@@ -100,7 +100,7 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
         images=len(cases),
         seconds=round(time.perf_counter() - began, 1),
     )
-    write_settings(layout.fusion, tuned.settings, facts)
+    write_settings(layout.fusion, for_people(tuned.settings, truth.categories), facts)
     return tuned
 
 

@@ -13,7 +13,7 @@ from pipeline.fusion.settings import Fusion
 from pipeline.records import Detections
 from tests.fusion.cells import ellipse, frames_of, table
 
-NOTHING: dict[str, Any] = {"fill_holes": False, "largest_part": False, "min_area": 0, "no_overlap": False}
+NOTHING: dict[str, Any] = {"fill_holes": False, "largest_part": False, "min_area": 0, "overlap_removal": "none"}
 
 
 def cleaned(found: Detections, **settings: Any) -> Detections:
@@ -58,7 +58,7 @@ def test_the_smallest_area() -> None:
 
 def test_overlaps_go_to_the_better_scored() -> None:
     frames = [ellipse(50, 48, 12, 12), ellipse(50, 55, 12, 12), ellipse(50, 65, 12, 12), ellipse(50, 56, 3, 3)]
-    found = cleaned(table(frames, [0.5, 0.9, 0.7, 0.6]), no_overlap=True)
+    found = cleaned(table(frames, [0.5, 0.9, 0.7, 0.6]), overlap_removal="score")
     assert found.score.tolist() == [0.5, 0.9, 0.7]  # the last lay wholly inside
     after = [f >= 128 for f in frames_of(Crops.of(found))]
     before = [f >= 128 for f in frames]
@@ -67,7 +67,7 @@ def test_overlaps_go_to_the_better_scored() -> None:
     np.testing.assert_array_equal(after[0], before[0] & ~before[1] & ~before[2])
     assert np.sum(after, axis=0).max() == 1
     remnant = int(after[0].sum())
-    kept = cleaned(table(frames, [0.5, 0.9, 0.7, 0.6]), no_overlap=True, min_area=remnant + 1)
+    kept = cleaned(table(frames, [0.5, 0.9, 0.7, 0.6]), overlap_removal="score", min_area=remnant + 1)
     assert kept.score.tolist() == [0.9, 0.7]
 
 
@@ -78,7 +78,9 @@ def test_the_order() -> None:
     ring[20:30, 20:30] = 255  # 100 pixels
     small = np.zeros((40, 40), np.uint8)
     small[5:8, 5:8] = 255
-    found = cleaned(table([ring, small], [0.5, 0.9]), fill_holes=True, largest_part=True, min_area=10, no_overlap=True)
+    found = cleaned(
+        table([ring, small], [0.5, 0.9]), fill_holes=True, largest_part=True, min_area=10, overlap_removal="score"
+    )
     assert found.score.tolist() == [0.5] and found.area().tolist() == [121]
 
 
@@ -102,5 +104,5 @@ def test_what_is_dropped_drops_nothing() -> None:
 
 
 def test_none() -> None:
-    assert len(clean(Detections.empty(), Fusion(no_overlap=True, largest_part=True))) == 0
+    assert len(clean(Detections.empty(), Fusion(overlap_removal="score", largest_part=True))) == 0
     assert len(drop_duplicates(Detections.empty(), 0.5)) == 0
