@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from pipeline.fusion.crops import Crops
@@ -71,6 +72,50 @@ def test_overlaps_go_to_the_better_scored() -> None:
     assert kept.score.tolist() == [0.9, 0.7]
 
 
+def test_overlaps_go_to_the_larger_probability() -> None:
+    """Pixel by pixel and whatever the scores; equal ones to the better-scored; checked against full frames."""
+    frames = [ellipse(50, 48, 12, 12), ellipse(50, 60, 12, 12), ellipse(62, 55, 9, 12)]
+    score = [0.5, 0.9, 0.7]
+    found = cleaned(table(frames, score), overlap_removal="probability")
+    assert found.score.tolist() == score
+    after = np.stack([f >= 128 for f in frames_of(Crops.of(found))])
+    soft = np.stack(frames).astype(int)
+    ranked = [1, 2, 0]
+    winner = np.array(ranked)[np.argmax(soft[ranked], axis=0)]  # the first of equal ones
+    for k in range(3):
+        np.testing.assert_array_equal(after[k], (soft[k] >= 128) & (winner == k))
+    assert after.sum(axis=0).max() == 1
+    assert after[0].sum() > cleaned(table(frames, score), overlap_removal="score").area()[0]
+    sure = [np.where(f >= 128, 255, 0).astype(np.uint8) for f in frames]
+    for way in ("score", "probability"):  # binary masks know no other order than the scores'
+        same = cleaned(table(sure, score), overlap_removal=way)
+        assert same.area().tolist() == cleaned(table(sure, score), overlap_removal="score").area().tolist()
+
+
+def test_a_dropped_small_mask_takes_no_pixel_from_a_better_one_by_probability() -> None:
+    faint, small = ellipse(50, 50, 12, 12) // 2 + 60, np.zeros((120, 140), np.uint8)
+    small[48:52, 48:52] = 255
+    found = cleaned(table([faint, small], [0.9, 0.3]), overlap_removal="probability", min_area=17)
+    assert found.score.tolist() == [0.9] and found.area()[0] == (faint >= 128).sum()
+
+
+def test_the_smallest_area_by_category() -> None:
+    frames = [ellipse(50, 50, r, r) for r in (3, 3, 8, 8)]
+    found = table(frames, [0.9, 0.8, 0.7, 0.6])
+    found.category_id[:] = [1, 2, 1, 2]
+    small, large = found.area()[[0, 2]].tolist()
+    assert cleaned(found, min_area={"1": small + 1, "default": 0}).score.tolist() == [0.8, 0.7, 0.6]
+    assert cleaned(found, min_area={1: small + 1, 2: large + 1}).score.tolist() == [0.7]
+
+
+@pytest.mark.parametrize("way", ["none", "score", "probability"])
+def test_one_item(way: str) -> None:
+    frame = ellipse(50, 50, 8, 8)
+    found = cleaned(table([frame], [0.5]), overlap_removal=way, largest_part=True, fill_holes=True, min_area=3)
+    np.testing.assert_array_equal(frames_of(Crops.of(found))[0], frame)
+    assert len(cleaned(table([frame], [0.5]), overlap_removal=way, min_area=10_000)) == 0
+
+
 def test_the_order() -> None:
     """Holes are filled before parts are weighed, and a dropped small mask takes no pixels."""
     ring = np.zeros((40, 40), np.uint8)
@@ -104,5 +149,7 @@ def test_what_is_dropped_drops_nothing() -> None:
 
 
 def test_none() -> None:
-    assert len(clean(Detections.empty(), Fusion(overlap_removal="score", largest_part=True))) == 0
+    for way in ("none", "score", "probability"):
+        settings = Fusion.model_validate({"overlap_removal": way, "largest_part": True, "min_area": {"1": 5}})
+        assert len(clean(Detections.empty(), settings)) == 0
     assert len(drop_duplicates(Detections.empty(), 0.5)) == 0
