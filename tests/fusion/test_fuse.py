@@ -118,6 +118,20 @@ def test_what_suppression_leaves_keeps_its_own_mask(method: str, overlap: str) -
         assert len(fused) == (found.score >= settings.skip).sum() and fused.score.min() < found.score.min()
 
 
+@pytest.mark.parametrize("method", ["wbf", "nmw"])
+def test_masks_leak_out_of_the_fused_box_and_are_not_stretched_to_it(method: str) -> None:
+    """Regressed boxes far smaller, and elsewhere than the masks' own: the masks' mean stays where the masks are."""
+    a, b = ellipse(40, 40, 9, 9), ellipse(43, 44, 12, 10)
+    found = table([a, b], [0.6, 0.6])
+    found.source[:], found.sources = [0, 1], names("a", "0")
+    found.box[:] = [[36, 36, 46, 47], [36, 36, 46, 47]]
+    fused = fuse_image(found, Fusion(**{**PLAIN.model_dump(), "method": method}), found.sources, SIZE)
+    np.testing.assert_array_equal(fused.box, found.box[:1])
+    np.testing.assert_allclose(frames_of(Crops.of(fused))[0], (a.astype(float) + b) / 2, atol=0.51)
+    x0, y0, x1, y1 = fused.mask_box[0]
+    assert x0 < 36 and y0 < 36 and x1 > 46 and y1 > 47
+
+
 def test_nmw_averages_masks_by_score_and_overlap() -> None:
     a, b = ellipse(40, 40, 9, 9), ellipse(40, 43, 9, 9)
     found = table([a, b], [0.8, 0.4])
