@@ -1,6 +1,6 @@
 """A whole test set through the fusion, from prediction files to a fused file, and how time and memory grow with images.
 
-    python benchmarks/fuse_test_set.py
+    PYTHONPATH=. python benchmarks/fuse_test_set.py
 
 Six images of 1000x1000, each with what 28 trainings (7 models of 4 folds) found under 8 views, 1,000 detections a view:
 1,344,000 soft masks in 28 Parquet files. The masks are drawn, as many and as large as nuclei. Then a tenfold of images

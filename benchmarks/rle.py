@@ -1,6 +1,6 @@
 """A thousand soft masks of a large image as COCO run lengths: from the crops, against pasting into full frames.
 
-    python benchmarks/rle.py
+    PYTHONPATH=. python benchmarks/rle.py
 
 1,000 objects on 2000x2500 pixels, as a Mask R-CNN gives them: 28x28 probabilities and a box. The plain way is MMDetection's
 own `_do_paste_mask` into a frame the size of the image, one half as the threshold, and pycocotools' encoder; Detectron2's

@@ -33,9 +33,10 @@ def run(experiment: Experiment, layout: Layout, part: str) -> None:
         ExperimentError: predictions or fusion.yaml are missing; the message names the command that makes them.
     """
     began = time.perf_counter()
+    named = read_settings(layout.fusion)
     paths = prediction_files(experiment, layout, part)
     images = Dataset.read(layout.train_json if part == "oof" else layout.test_json)
-    settings = for_categories(read_settings(layout.fusion), images.categories)
+    settings = for_categories(named, images.categories)
     sizes = {image.id: (image.height, image.width) for image in images.images}
     rescorer = None
     if settings.rescore == "learned":
