@@ -12,6 +12,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline import per_class
+
 PROJECT = Path(__file__).resolve().parent.parent
 """The folder that holds run_all.sh, configs/, folds/, artifacts/ and submissions/."""
 
@@ -135,22 +137,29 @@ class FusionSettings(Settings):
     `tune` replaces the defaults by what out-of-fold data supports; what an experiment names itself stays as it is.
     """
 
-    method: Literal["wbf", "nms", "concatenate"] = "wbf"
-    iou: float = Field(0.5, gt=0, lt=1)
-    """Overlap above which two detections are the same object."""
+    method: Literal["wbf", "nmw", "nms", "soft-nms-linear", "soft-nms-gaussian", "concatenate"] = "wbf"
+    """See fusion/clusters.py."""
+    iou: per_class.Overlap = 0.5
+    """Overlap above which two detections are the same object. One number, or one for each category by its name or id."""
     overlap: Literal["box", "mask"] = "box"
     """What the overlap is measured on."""
-    skip: float = Field(0.05, ge=0, lt=1)
-    """Detections scored below this do not vote."""
+    skip: per_class.Score = 0.05
+    """Detections scored below this do not vote. One number, or one for each category."""
     confidence: Literal["avg", "max"] = "avg"
+    sigma: float = Field(0.5, gt=0)
+    """soft-nms-gaussian: an overlap o leaves exp(-o o / sigma) of a score."""
+    floor: float = Field(0.001, ge=0, lt=1)
+    """Soft-NMS drops what has decayed to this score or below."""
     weights: dict[str, float] = {}
     """Weight per model; 1 where none is given."""
     rescore: Literal["none", "mask", "learned"] = "mask"
     """none: the cluster's score. mask: times the mean probability inside the mask. learned: see fusion/rescore.py."""
     fill_holes: bool = True
     largest_part: bool = False
-    min_area: int = Field(0, ge=0)
-    no_overlap: bool = False
+    min_area: per_class.Area = 0
+    """Masks of fewer pixels are dropped. One number, or one for each category."""
+    overlap_removal: Literal["none", "score", "probability"] = "none"
+    """Who keeps a pixel that several masks claim: all; the best-scored; the one with the larger probability there."""
     tune: bool = True
     nested: bool = True
     """Also estimate what tuned settings are worth on images that they were not chosen on; takes as long as tuning itself

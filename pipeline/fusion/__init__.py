@@ -1,6 +1,7 @@
 """From many voters' detections to one ranked list of masks.
 
-    clusters.py   which detections mean the same object: WBF with membership, by box or mask; NMS, concatenation
+    clusters.py   which detections mean the same object: WBF with membership, by box or mask; NMW, NMS, Soft-NMS, …
+    kernels.py    its loops; soft_nms.py: that one's own
     average.py    the members' soft masks as one, in image coordinates
     shape.py      what a soft mask looks like, as numbers
     rescore.py    how sure the fused mask is: cluster score, mask probability, or a learned probability

@@ -1,4 +1,4 @@
-"""Which detections mean the same object: weighted boxes fusion with membership, and its baselines.
+"""Which detections mean the same object: weighted boxes fusion with membership, and its alternatives.
 
 Weighted boxes fusion (Solovyev, Wang, Gabruseva, "Weighted boxes fusion", 2021): the detections of a category are taken
 in the order of score x weight; each joins the fused box that it overlaps best, if by more than a threshold, and moves
@@ -8,22 +8,28 @@ can follow), takes pixels, neither clips nor normalises, sorts stably, knows zer
 printing.
 
 With masks the overlap is measured between a detection's mask and that of the cluster's founder, its best-scored member.
+
+The alternatives: non-maximum suppression; Soft-NMS (soft_nms.py); non-maximum weighted (Zhou and others, "CAD: scale
+invariant framework for real-time object detection", ICCV workshops 2017). They agree with ensemble_boxes 1.0.9 too.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numba import njit
 
 from pipeline.fusion.crops import Crops
+from pipeline.fusion.kernels import cluster_boxes, cluster_masks
+from pipeline.fusion.soft_nms import soften
 from pipeline.masks import FOREGROUND
 
-Method = Literal["wbf", "nms", "concatenate"]
+Method = Literal["wbf", "nmw", "nms", "soft-nms-linear", "soft-nms-gaussian", "concatenate"]
 Confidence = Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"]
+ByCategory = float | Mapping[int, float]
+"""A number for all, or one by category id for every category that occurs."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class Clusters:
 
     Attributes:
         member: (N,) int64, the cluster of each detection; -1 for one that does not vote (below the skip threshold, or
-            without extent).
+            without extent) or that Soft-NMS dropped.
+        share: (N,) float64, what a member counts for in its cluster's box and mask beside its vote: 1 with WBF, its
+            overlap with the founder with NMW, else 1 for the founder and 0 for what it suppressed.
         vote: (N,) float64, score x weight of its source.
         founder: (K,) int64, the detection that founded each cluster: its highest vote.
         box: (K, 4) float64, in the unit of the given boxes.
@@ -41,6 +49,7 @@ class Clusters:
     """
 
     member: np.ndarray
+    share: np.ndarray
     vote: np.ndarray
     founder: np.ndarray
     box: np.ndarray
@@ -59,9 +68,11 @@ def cluster(
     weights: Any,
     *,
     method: Method = "wbf",
-    iou: float = 0.55,
-    skip: float = 0.0,
+    iou: ByCategory = 0.55,
+    skip: ByCategory = 0.0,
     confidence: Confidence = "avg",
+    sigma: float = 0.5,
+    floor: float = 0.001,
     masks: Crops | None = None,
     one_per_source: bool = False,
     absent: np.ndarray | None = None,
@@ -74,24 +85,31 @@ def cluster(
         source: (N,) ints, which of the voters each detection is from; -1 for one that does not vote.
         weights: (S,) one weight for every voter that could have voted, whether it did or not: S is what agreement is a
             fraction of.
-        method: ``wbf``; ``nms``: the founder keeps its box and score (over the largest weight) and its members are
-            suppressed; ``concatenate``: every detection is its own cluster.
-        iou: overlap above which (strictly) two detections are one object.
+        method: ``wbf``; all others score a cluster by its founder's vote over the largest weight.
+            nmw: the founder stays where it is while others join it; its box is the mean of the members' weighted by
+            vote x overlap with the founder.
+            nms: the founder keeps its box, and its members are suppressed.
+            soft-nms-linear, soft-nms-gaussian: every detection is its own cluster, and its vote is decayed by those above
+            it that it overlaps.
+            concatenate: every detection is its own cluster; no overlap is measured.
+        iou: overlap above which (strictly) two detections are one object; soft-nms-gaussian has no such threshold.
         skip: detections with a raw score below it do not vote.
         confidence: of a WBF cluster with n members of votes v and weights w.
             avg: mean(v) min(S, n) / sum of all weights.
             max: max(v) / largest weight.
             box_and_model_avg: sum(v) / sum(w) x the weights of its distinct voters / sum of all weights.
             absent_model_aware_avg: sum(v) / (sum(w) + the weights of the absent voters).
+        sigma: of soft-nms-gaussian: an overlap o leaves exp(-o o / sigma) of a vote.
+        floor: Soft-NMS drops what has decayed to this score or below.
         masks: the detections' soft masks, where the overlap is to be that of the masks.
         one_per_source: a cluster takes at most one detection of a voter; a second one looks for its next best cluster,
-            or founds its own.
+            or founds its own. Soft-NMS: detections of one voter do not decay each other.
         absent: (S,) the score that a voter is taken to give to what it has no detection of; 0 by default. Only with the
             confidence ``avg``, to which it adds the absent voters' weighted scores / sum of all weights.
 
     Raises:
         ValueError: columns of different lengths, a weight below 0 or none above it, a source without a weight, a
-            threshold outside 0..1, or a score or box that is not finite.
+            threshold outside 0..1 or none for a category, or a score or box that is not finite.
     """
     weights = np.asarray(weights, np.float64).reshape(-1)
     box, score = np.asarray(box, np.float64).reshape(-1, 4), np.asarray(score, np.float64)
@@ -106,74 +124,110 @@ def cluster(
         raise ValueError(f"weights are numbers of at least 0, one of them above it; they are {weights.tolist()}")
     if count and not -1 <= source.min() <= source.max() < len(weights):
         raise ValueError(f"sources {source.min()}..{source.max()} do not fit {len(weights)} weights")
-    if not 0 <= iou < 1:
-        raise ValueError(f"the overlap threshold is at least 0 and below 1, not {iou}")
+    for value in iou.values() if isinstance(iou, Mapping) else (iou,):
+        if not 0 <= value < 1:
+            raise ValueError(f"the overlap threshold is at least 0 and below 1, not {value}")
+    if not (sigma > 0 and floor >= 0):
+        raise ValueError(f"sigma is above 0 and the floor at least 0, not {sigma} and {floor}")
     if not (np.isfinite(score).all() and np.isfinite(box).all()):
         raise ValueError("a score or a box is not a finite number")
-    if confidence not in ("avg", "max", "box_and_model_avg", "absent_model_aware_avg"):
+    if confidence not in get_args(Confidence):
         raise ValueError(f"there is no confidence type {confidence!r}")
-    if method not in ("wbf", "nms", "concatenate"):
+    if method not in get_args(Method):
         raise ValueError(f"there is no clustering method {method!r}")
     if absent is not None and (method != "wbf" or confidence != "avg" or np.shape(absent) != weights.shape):
         raise ValueError("scores of absent voters go with WBF, the confidence avg, and one for every weight")
 
-    voting = (source >= 0) & (score >= skip)
+    voting = (source >= 0) & (score >= _for_rows(skip, category))
     vote = np.where(source >= 0, score * weights[source], 0.0)
     if masks is None:
         voting &= (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-        bounds, area = np.zeros((0, 4), np.int64), np.zeros(0, np.int64)
+        where, bounds, area = Crops.none(), np.zeros((0, 4), np.int64), np.zeros(0, np.int64)
+        corners = box
     else:
+        where = masks
         bounds, area = masks.foregrounds
         voting &= area > 0
+        corners = bounds.astype(np.float64) if method.startswith("soft") else box
     order = np.flatnonzero(voting)
     order = order[np.lexsort((-vote[order], category[order]))]
-    member = np.full(count, -1, np.int64)
+    member, share = np.full(count, -1, np.int64), np.zeros(count)
+    standing = vote  # what the vote of a cluster's founder counts
     clusters = 0
     changes = np.flatnonzero(np.diff(category[order])) + 1
     for rows in np.split(order, changes) if order.size else []:
+        kind = int(category[rows[0]])
+        if isinstance(iou, Mapping) and kind not in iou:
+            raise ValueError(f"there is no threshold for the category {kind}; there are {dict(iou)}")
+        threshold = iou[kind] if isinstance(iou, Mapping) else iou
         if method == "concatenate":
-            assigned, found = np.arange(len(rows)), len(rows)
-        elif masks is None:
-            assigned, found = _cluster_boxes(
-                box, vote, source, rows, iou, method == "wbf", one_per_source, len(weights)
+            member[rows], share[rows] = clusters + np.arange(len(rows)), 1.0
+            clusters += len(rows)
+            continue
+        if method.startswith("soft"):
+            left = soften(
+                corners, masks is not None, where.box, where.offset, where.pixels, bounds, area, source, vote, rows,
+                float(threshold), float(sigma), method == "soft-nms-linear", float(floor * weights.max()),
+                one_per_source, FOREGROUND,
+            )  # fmt: skip
+            rows, left = rows[left >= 0], left[left >= 0]
+            standing = standing.copy() if standing is vote else standing
+            standing[rows], member[rows], share[rows] = left, clusters + np.arange(len(rows)), 1.0
+            clusters += len(rows)
+            continue
+        if masks is None:
+            assigned, found, joined = cluster_boxes(
+                box, vote, source, rows, float(threshold), method == "wbf", one_per_source, len(weights)
             )
         else:
-            assigned, found = _cluster_masks(
-                masks.box,
-                masks.offset,
-                masks.pixels,
-                bounds,
-                area,
-                source,
-                rows,
-                iou,
-                one_per_source,
-                len(weights),
-                FOREGROUND,
-            )
-        member[rows] = assigned + clusters
+            assigned, found, joined = cluster_masks(
+                where.box, where.offset, where.pixels, bounds, area, source, rows, float(threshold), one_per_source,
+                len(weights), FOREGROUND,
+            )  # fmt: skip
+        member[rows], share[rows] = clusters + assigned, joined if method == "nmw" else 1.0
         clusters += found
-    return _summarise(box, category, source, weights, vote, member, order, clusters, method, confidence, absent)
+    order = order[member[order] >= 0]
+    return _summarise(
+        box, category, source, weights, vote, standing, member, share, order, clusters, method, confidence, absent
+    )
+
+
+def _for_rows(setting: ByCategory, category: np.ndarray) -> Any:
+    """The setting of every row: the number itself, or (N,) float64.
+
+    Raises:
+        ValueError: a category that occurs has none.
+    """
+    if not isinstance(setting, Mapping):
+        return setting
+    kinds, index = np.unique(category, return_inverse=True)
+    missing = [int(k) for k in kinds if int(k) not in setting]
+    if missing:
+        raise ValueError(f"there is no threshold for the categories {missing}; there are {dict(setting)}")
+    return np.array([setting[int(k)] for k in kinds])[index] if kinds.size else 0.0
 
 
 def _summarise(  # type: ignore[no-untyped-def]
-    box, category, source, weights, vote, member, order, clusters, method, confidence, absent
+    box, category, source, weights, vote, standing, member, share, order, clusters, method, confidence, absent
 ) -> Clusters:
     """The box and the score of every cluster, and the clusters in the order of their scores."""
     inside = member[order]
     founder = np.zeros(clusters, np.int64)
     founder[inside[::-1]] = order[::-1]  # the first in order stays
     size = np.bincount(inside, minlength=clusters).astype(np.float64)
-    total = np.bincount(inside, vote[order], clusters)
-    if method == "wbf":
-        share = np.where(
-            total[inside] > 0, vote[order] / np.where(total[inside] > 0, total[inside], 1), 1 / size[inside]
-        )
-        fused = np.stack([np.bincount(inside, share * box[order, k], clusters) for k in range(4)], axis=1)
+    if method in ("wbf", "nmw"):
+        weight = vote[order] * share[order]
+        sums = np.bincount(inside, weight, clusters)[inside]
+        part = np.where(sums > 0, weight / np.where(sums > 0, sums, 1), 1 / size[inside])
+        fused = np.stack([np.bincount(inside, part * box[order, k], clusters) for k in range(4)], axis=1)
     else:
         fused = box[founder]
+        if method == "nms":
+            share = np.zeros(len(member))
+            share[founder] = 1.0
+    total = np.bincount(inside, vote[order], clusters)
     if method != "wbf":
-        score = vote[founder] / weights.max()
+        score = standing[founder] / weights.max()
     elif confidence == "avg":
         score = total / np.maximum(size, 1) * np.minimum(len(weights), size) / weights.sum()
         if absent is not None:
@@ -194,175 +248,4 @@ def _summarise(  # type: ignore[no-untyped-def]
     place = np.empty(clusters, np.int64)
     place[rank] = np.arange(clusters)
     member = np.where(member >= 0, place[member] if clusters else -1, -1)
-    return Clusters(member, vote, founder[rank], fused[rank], score[rank], category[founder[rank]])
-
-
-# ---------------------------------------------------------------- kernels ---------------------------------------------
-# Candidates are found through square bins, so that the cost follows the crowding and not the number of clusters.
-
-
-@njit(cache=True)
-def _taken(used, k, source):  # type: ignore[no-untyped-def]
-    return (used[k, source >> 6] >> np.uint64(source & 63)) & np.uint64(1) != np.uint64(0)
-
-
-@njit(cache=True)
-def _take(used, k, source):  # type: ignore[no-untyped-def]
-    used[k, source >> 6] |= np.uint64(1) << np.uint64(source & 63)
-
-
-@njit(cache=True)
-def _cluster_boxes(box, vote, source, rows, threshold, moving, one_per_source, sources):  # type: ignore[no-untyped-def]
-    """Clusters of `rows` (in the order of their votes): the cluster of each, and how many there are.
-
-    A fused box lives in the bin of its centre. A box of width w overlaps another by more than t only when the widths
-    differ by at most the factor t and the centres by less than w max(1 - t, (1 / t - 1) / 2): those bins are searched.
-    """
-    n = rows.size
-    assigned = np.empty(n, np.int64)
-    fused, weight = np.empty((n, 4)), np.zeros(n)
-    used = np.zeros((n if one_per_source else 1, (sources + 63) // 64), np.uint64)
-
-    low_x, low_y, high_x, high_y = np.inf, np.inf, -np.inf, -np.inf
-    for i in rows:
-        cx, cy = (box[i, 0] + box[i, 2]) / 2, (box[i, 1] + box[i, 3]) / 2
-        low_x, high_x = min(low_x, cx), max(high_x, cx)
-        low_y, high_y = min(low_y, cy), max(high_y, cy)
-    side = min(max(int(math.sqrt(n)), 1), 512)
-    per_x = side / (high_x - low_x) if high_x > low_x else 0.0
-    per_y = side / (high_y - low_y) if high_y > low_y else 0.0
-    head = np.full((side, side), -1, np.int64)
-    after, before = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
-    home = np.empty((n, 2), np.int64)
-    reach = max(1 - threshold, (1 / threshold - 1) / 2) if threshold > 0 else np.inf
-
-    count = 0
-    for position in range(n):
-        i = rows[position]
-        x0, y0, x1, y1 = box[i, 0], box[i, 1], box[i, 2], box[i, 3]
-        w, h = x1 - x0, y1 - y0
-        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
-        rx, ry = w * reach * (1 + 1e-9), h * reach * (1 + 1e-9)
-        bx0, bx1, by0, by1 = 0, side - 1, 0, side - 1
-        if reach < np.inf:
-            bx0 = min(max(int(math.floor((cx - rx - low_x) * per_x)), 0), side - 1)
-            bx1 = max(min(int(math.floor((cx + rx - low_x) * per_x)), side - 1), 0)
-            by0 = min(max(int(math.floor((cy - ry - low_y) * per_y)), 0), side - 1)
-            by1 = max(min(int(math.floor((cy + ry - low_y) * per_y)), side - 1), 0)
-        best, best_iou = -1, threshold
-        for by in range(by0, by1 + 1):
-            for bx in range(bx0, bx1 + 1):
-                k = head[by, bx]
-                while k >= 0:
-                    ix = min(x1, fused[k, 2]) - max(x0, fused[k, 0])
-                    iy = min(y1, fused[k, 3]) - max(y0, fused[k, 1])
-                    if ix > 0 and iy > 0:
-                        common = ix * iy
-                        size = (fused[k, 2] - fused[k, 0]) * (fused[k, 3] - fused[k, 1])
-                        overlap = common / (w * h + size - common)
-                        better = overlap > best_iou or (overlap == best_iou and best >= 0 and k < best)
-                        if better and not (one_per_source and _taken(used, k, source[i])):
-                            best, best_iou = k, overlap
-                    k = after[k]
-        v = vote[i]
-        if best < 0:
-            best = count
-            count += 1
-            fused[best, 0], fused[best, 1], fused[best, 2], fused[best, 3] = x0, y0, x1, y1
-            weight[best] = v
-        else:
-            if moving and v > 0:
-                weight[best] += v
-                share = v / weight[best]
-                for c in range(4):
-                    fused[best, c] += share * (box[i, c] - fused[best, c])
-            a, b = before[best], after[best]  # out of its bin, to come back into the one it has moved to
-            if a >= 0:
-                after[a] = b
-            else:
-                head[home[best, 0], home[best, 1]] = b
-            if b >= 0:
-                before[b] = a
-        bx = min(max(int(((fused[best, 0] + fused[best, 2]) / 2 - low_x) * per_x), 0), side - 1)
-        by = min(max(int(((fused[best, 1] + fused[best, 3]) / 2 - low_y) * per_y), 0), side - 1)
-        first = head[by, bx]
-        home[best, 0], home[best, 1] = by, bx
-        before[best], after[best] = -1, first
-        if first >= 0:
-            before[first] = best
-        head[by, bx] = best
-        if one_per_source:
-            _take(used, best, source[i])
-        assigned[position] = best
-    return assigned, count
-
-
-@njit(cache=True)
-def _cluster_masks(  # type: ignore[no-untyped-def]
-    box, offset, pixels, bounds, area, source, rows, threshold, one_per_source, sources, foreground
-):
-    """As `_cluster_boxes`, by the masks' IoU with each cluster's founder. A founder is listed in every bin it reaches."""
-    n = rows.size
-    assigned, founder = np.empty(n, np.int64), np.empty(n, np.int64)
-    used = np.zeros((n if one_per_source else 1, (sources + 63) // 64), np.uint64)
-    low_x, low_y, high_x, high_y = bounds[rows[0], 0], bounds[rows[0], 1], bounds[rows[0], 2], bounds[rows[0], 3]
-    extent = 0
-    for i in rows:
-        low_x, low_y = min(low_x, bounds[i, 0]), min(low_y, bounds[i, 1])
-        high_x, high_y = max(high_x, bounds[i, 2]), max(high_y, bounds[i, 3])
-        extent += bounds[i, 2] - bounds[i, 0] + bounds[i, 3] - bounds[i, 1]
-    bin_side = max(extent // (2 * n), (high_x - low_x) // 512, (high_y - low_y) // 512, 1)
-    across, down = (high_x - low_x) // bin_side + 1, (high_y - low_y) // bin_side + 1
-    head = np.full((down, across), -1, np.int64)
-    listed, after = np.empty(4 * n, np.int64), np.empty(4 * n, np.int64)
-    entries = 0
-    seen = np.full(n, -1, np.int64)
-
-    count = 0
-    for position in range(n):
-        i = rows[position]
-        bx0, bx1 = (bounds[i, 0] - low_x) // bin_side, (bounds[i, 2] - 1 - low_x) // bin_side
-        by0, by1 = (bounds[i, 1] - low_y) // bin_side, (bounds[i, 3] - 1 - low_y) // bin_side
-        best, best_iou = -1, threshold
-        for by in range(by0, by1 + 1):
-            for bx in range(bx0, bx1 + 1):
-                entry = head[by, bx]
-                while entry >= 0:
-                    k = listed[entry]
-                    entry = after[entry]
-                    if seen[k] == position:
-                        continue
-                    seen[k] = position
-                    j = founder[k]
-                    if min(area[i], area[j]) < best_iou * max(area[i], area[j]):  # their IoU cannot be better
-                        continue
-                    if one_per_source and _taken(used, k, source[i]):
-                        continue
-                    x0, x1 = max(bounds[i, 0], bounds[j, 0]), min(bounds[i, 2], bounds[j, 2])
-                    y0, y1 = max(bounds[i, 1], bounds[j, 1]), min(bounds[i, 3], bounds[j, 3])
-                    common = 0
-                    for y in range(y0, y1):
-                        p = offset[i] + (y - box[i, 1]) * (box[i, 2] - box[i, 0]) - box[i, 0]
-                        q = offset[j] + (y - box[j, 1]) * (box[j, 2] - box[j, 0]) - box[j, 0]
-                        for x in range(x0, x1):
-                            if pixels[p + x] >= foreground and pixels[q + x] >= foreground:
-                                common += 1
-                    overlap = common / (area[i] + area[j] - common)
-                    if overlap > best_iou or (overlap == best_iou and best >= 0 and k < best):
-                        best, best_iou = k, overlap
-        if best < 0:
-            best = count
-            founder[count] = i
-            count += 1
-            for by in range(by0, by1 + 1):
-                for bx in range(bx0, bx1 + 1):
-                    if entries == listed.size:
-                        listed = np.append(listed, np.empty(listed.size, np.int64))
-                        after = np.append(after, np.empty(after.size, np.int64))
-                    listed[entries], after[entries] = best, head[by, bx]
-                    head[by, bx] = entries
-                    entries += 1
-        if one_per_source:
-            _take(used, best, source[i])
-        assigned[position] = best
-    return assigned, count
+    return Clusters(member, share, vote, founder[rank], fused[rank], score[rank], category[founder[rank]])

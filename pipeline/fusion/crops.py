@@ -35,6 +35,10 @@ class Crops:
         return self.pixels[self.offset[i] : self.offset[i + 1]].reshape(y1 - y0, x1 - x0)
 
     @staticmethod
+    def none() -> Crops:
+        return Crops(np.zeros((0, 4), np.int64), np.zeros(1, np.int64), np.zeros(0, np.uint8))
+
+    @staticmethod
     def of(detections: Detections) -> Crops:
         """The masks of a table; grids that the cap sampled down are brought back to one cell per pixel."""
         box = detections.mask_box.astype(np.int64)

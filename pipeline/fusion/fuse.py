@@ -25,6 +25,7 @@ from pipeline.fusion.post import clean, drop_duplicates
 from pipeline.fusion.rescore import Features, Rescorer, features
 from pipeline.fusion.settings import Fusion, Voter, voters_of
 from pipeline.fusion.shape import shapes
+from pipeline.per_class import by_category, of_rows
 from pipeline.records import Detections, DetectionsWriter, read_images, read_sources
 
 EXTRA = ("agreement", "inside")
@@ -69,19 +70,19 @@ def vote(
         source,
         weights,
         method=settings.method,
-        iou=settings.iou,
-        skip=settings.skip,
+        iou=by_category(settings.iou, detections.category_id),
+        skip=by_category(settings.skip, detections.category_id),
         confidence=settings.confidence,
+        sigma=settings.sigma,
+        floor=settings.floor,
         masks=crops if settings.overlap == "mask" else None,
         one_per_source=settings.one_per_source,
         absent=absent,
     )
     count = len(clusters)
-    member = clusters.member
-    if settings.method != "wbf":  # only the founder's mask remains
-        member = np.full(len(member), -1, np.int64)
-        member[clusters.founder] = np.arange(count)
-    fused = average(crops, member, clusters.vote if settings.member_weight == "score" else weights[source], count)
+    member = np.where(clusters.share > 0, clusters.member, -1)  # of what was suppressed no mask remains
+    weight = clusters.vote if settings.member_weight == "score" else weights[source]
+    fused = average(crops, member, weight * clusters.share, count)
     look = shapes(fused)
     voting = clusters.member >= 0
     pairs = np.unique(clusters.member[voting] * len(voters) + source[voting])
@@ -123,7 +124,7 @@ def combine(folds: Sequence[Detections], settings: Fusion) -> Detections:
         found.category_id,
         source,
         np.ones(len(folds)),
-        iou=settings.iou,
+        iou=by_category(settings.iou, found.category_id),
         masks=crops if settings.overlap == "mask" else None,
         one_per_source=True,
     )
@@ -148,10 +149,9 @@ def combine(folds: Sequence[Detections], settings: Fusion) -> Detections:
 def finish(detections: Detections, settings: Fusion) -> Detections:
     """The least score, duplicates and post-processing, then best first; the rows' source is ``fused``, no single voter.
 
-    Post-processing lets no mask change a better-scored one, so what is left out first would have changed nothing.
+    What is left out goes first, so that it takes no pixel from what stays.
     """
-    if settings.min_score > 0:
-        detections = detections.take(detections.score >= settings.min_score)
+    detections = detections.take(detections.score >= of_rows(settings.min_score, detections.category_id))
     if settings.duplicates is not None:
         detections = drop_duplicates(detections, settings.duplicates)
     detections = clean(detections, settings)

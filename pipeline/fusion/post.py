@@ -15,6 +15,7 @@ from numba import njit
 from pipeline.experiment import FusionSettings
 from pipeline.fusion.crops import Crops, overlaps
 from pipeline.masks import FOREGROUND
+from pipeline.per_class import of_rows
 from pipeline.records import Detections
 
 
@@ -41,10 +42,17 @@ def drop_duplicates(detections: Detections, share: float) -> Detections:
 
 
 def clean(detections: Detections, settings: FusionSettings) -> Detections:
-    """Apply the settings `fill_holes`, `largest_part`, `min_area` and `no_overlap` to the detections of one image.
+    """Apply the settings `fill_holes`, `largest_part`, `min_area` and `overlap_removal` to the detections of one image.
 
-    A mask without any foreground is dropped. With `no_overlap` a pixel belongs to the best-scored mask that claims it,
-    across categories; what that leaves of the others is dropped too where it is smaller than `min_area`.
+    A mask without any foreground is dropped. Overlaps are removed across categories: a pixel that several masks claim
+    stays with the best-scored one, or with the one whose probability is larger there (of equal ones the better-scored).
+    What that leaves of a mask is dropped too where it is smaller than `min_area`.
+
+    Args:
+        detections: (N,) of one image.
+
+    Returns:
+        The rows that are left, in their order.
     """
     crops = Crops.of(detections)
     pixels = crops.pixels
@@ -52,11 +60,12 @@ def clean(detections: Detections, settings: FusionSettings) -> Detections:
         pixels = _fill_holes(crops.box, crops.offset, pixels, FOREGROUND)
     if settings.largest_part:
         pixels = _largest_part(crops.box, crops.offset, pixels, FOREGROUND)
-    smallest = max(settings.min_area, 1)
+    smallest = np.maximum(of_rows(settings.min_area, detections.category_id), 1)
     kept = Crops(crops.box, crops.offset, pixels).foregrounds[1] >= smallest
-    if settings.no_overlap:
+    if settings.overlap_removal != "none":
         order = np.argsort(-detections.score, kind="stable")
-        pixels = _remove_overlaps(crops.box, crops.offset, pixels, order[kept[order]], FOREGROUND)
+        by_probability = settings.overlap_removal == "probability"
+        pixels = _remove_overlaps(crops.box, crops.offset, pixels, order[kept[order]], by_probability, FOREGROUND)
         kept &= Crops(crops.box, crops.offset, pixels).foregrounds[1] >= smallest
     if pixels is crops.pixels:
         return detections.take(kept)
@@ -134,8 +143,8 @@ def _largest_part(box, offset, pixels, foreground):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True)
-def _remove_overlaps(box, offset, pixels, order, foreground):  # type: ignore[no-untyped-def]
-    """Masks in `order` claim their pixels; a pixel that is taken already is given up."""
+def _remove_overlaps(box, offset, pixels, order, by_probability, foreground):  # type: ignore[no-untyped-def]
+    """Masks in `order` claim their pixels: the first keeps a pixel, or the first of those with the largest value there."""
     out = pixels.copy()
     x0, y0, x1, y1 = 0, 0, 0, 0
     for n in range(order.size):
@@ -144,14 +153,21 @@ def _remove_overlaps(box, offset, pixels, order, foreground):  # type: ignore[no
             x0, y0, x1, y1 = box[i, 0], box[i, 1], box[i, 2], box[i, 3]
         x0, y0 = min(x0, box[i, 0]), min(y0, box[i, 1])
         x1, y1 = max(x1, box[i, 2]), max(y1, box[i, 3])
-    taken = np.zeros((y1 - y0, x1 - x0), np.bool_)
+    owner = np.full((y1 - y0, x1 - x0), -1, np.int32)
+    best = np.zeros((y1 - y0, x1 - x0), np.uint8)
     for i in order:
         p = offset[i]
-        for y in range(box[i, 1], box[i, 3]):
-            for x in range(box[i, 0], box[i, 2]):
-                if out[p] >= foreground:
-                    if taken[y - y0, x - x0]:
-                        out[p] = foreground - 1
-                    taken[y - y0, x - x0] = True
+        for y in range(box[i, 1] - y0, box[i, 3] - y0):
+            for x in range(box[i, 0] - x0, box[i, 2] - x0):
+                free = owner[y, x] < 0 or (by_probability and pixels[p] > best[y, x])
+                if pixels[p] >= foreground and free:
+                    owner[y, x], best[y, x] = i, pixels[p]
+                p += 1
+    for i in order:
+        p = offset[i]
+        for y in range(box[i, 1] - y0, box[i, 3] - y0):
+            for x in range(box[i, 0] - x0, box[i, 2] - x0):
+                if out[p] >= foreground and owner[y, x] != i:
+                    out[p] = foreground - 1
                 p += 1
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from pipeline import per_class
 from pipeline.experiment import ExperimentError, FusionSettings
 from pipeline.files import writing
 
@@ -26,8 +27,34 @@ class Fusion(FusionSettings):
     """What weighs a member's mask in the average: its score x its voter's weight, or the voter's weight alone."""
     duplicates: float | None = Field(None, gt=0, le=1)
     """Drop a fused mask that shares at least this fraction of the smaller one with a better-ranked one; null to keep all."""
-    min_score: float = Field(0.0, ge=0, le=1)
-    """Fused masks scored below this are left out, see fusion/threshold.py."""
+    min_score: per_class.Score = 0.0
+    """Fused masks scored below this are left out, see fusion/threshold.py. One number, or one for each category."""
+
+
+PER_CLASS = ("iou", "skip", "min_area", "min_score")
+"""Settings that may be one number for each category."""
+
+
+def for_categories(settings: Fusion, categories: Mapping[int, str]) -> Fusion:
+    """The settings with the categories that they name by name named by id, which is what fusion knows.
+
+    Raises:
+        ExperimentError: a category that there is none of; the message names the nearest.
+    """
+    changes = {}
+    for name in PER_CLASS:
+        try:
+            changes[name] = per_class.by_id(getattr(settings, name), categories)
+        except ValueError as error:
+            raise ExperimentError(f"fusion.{name}: {error}") from None
+    return settings.model_copy(update=changes)
+
+
+def for_people(settings: Fusion, categories: Mapping[int, str]) -> Fusion:
+    """The inverse of `for_categories`, for the file that people read."""
+    return settings.model_copy(
+        update={name: per_class.by_name(getattr(settings, name), categories) for name in PER_CLASS}
+    )
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _vote_key(settings: Fusion) -> str:
         "fill_holes",
         "largest_part",
         "min_area",
-        "no_overlap",
+        "overlap_removal",
         "duplicates",
         "min_score",
         "tune",

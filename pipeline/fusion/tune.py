@@ -25,6 +25,7 @@ from pipeline.fusion.ruler import Ruler
 from pipeline.fusion.search import search
 from pipeline.fusion.settings import Fusion, Voter, voters_of, with_changes
 from pipeline.fusion.study import Case, Study
+from pipeline.per_class import DEFAULT
 from pipeline.records import Detections
 
 CANDIDATES = 6
@@ -102,7 +103,7 @@ def climb(
         mine = [v.view for v in map(Voter.parse, study.sources) if v.model == model and v.view in views]
         return next((v for v in mine if v.startswith("identity")), mine[0])
 
-    raw = {"rescore": "none", "fill_holes": False, "largest_part": False, "min_area": 0, "no_overlap": False}
+    raw = {"rescore": "none", "fill_holes": False, "largest_part": False, "min_area": 0, "overlap_removal": "none"}
     alone = {m: with_changes(only([m], views=[first(m)], method="concatenate", **raw), **ladder.held) for m in models}
     ladder.start("best single", alone.values())
     best = next(m for m in models if alone[m] == ladder.settings)
@@ -173,14 +174,21 @@ def _rescoring(ladder: Ladder, everyone: dict[str, float]) -> None:
 
 
 def _post(ladder: Ladder, truth: Sequence[Truth]) -> None:
-    areas = np.concatenate([t.area for t in truth]) if truth else np.zeros(0)
-    smallest = sorted({int(a) for a in np.percentile(areas, [0.5, 2, 5])}) if areas.size else []
     for name, values in (
         ("fill_holes", (True, False)),
         ("largest_part", (True, False)),
         ("duplicates", (None, 0.5, 0.7, 0.85)),
-        ("min_area", (0, *smallest)),
-        ("no_overlap", (True, False)),
+        ("min_area", (0, *(_least_areas(truth, percent) for percent in (0.5, 2, 5)))),
+        ("overlap_removal", ("none", "score")),  # by probability a worse-scored mask may change a better one
     ):
         s = ladder.settings
         ladder.better(with_changes(s, **{name: v}) for v in values if v != getattr(s, name))
+
+
+def _least_areas(truth: Sequence[Truth], percent: float) -> int | dict[str, int]:
+    """The area that `percent` of the true instances of a category do not reach, for each category."""
+    category = np.concatenate([t.category for t in truth] or [np.zeros(0, np.int64)])
+    area = np.concatenate([t.area for t in truth] or [np.zeros(0)])
+    kinds = np.unique(category).tolist()
+    found = {str(kind): int(np.percentile(area[category == kind], percent)) for kind in kinds}
+    return {**found, DEFAULT: 0} if len(found) > 1 else next(iter(found.values()), 0)

@@ -17,7 +17,7 @@ from pipeline.folds import read_folds, used_folds
 from pipeline.fusion.fuse import fuse_to
 from pipeline.fusion.lists import DEFAULT, MAJORITY, as_lists, fuse_lists
 from pipeline.fusion.rescore import Rescorer, Table, cross_fit, group_of
-from pipeline.fusion.settings import read_settings
+from pipeline.fusion.settings import for_categories, read_settings
 from pipeline.records import Dataset, Detections, Image
 from pipeline.stages.tune import prediction_files, training_table
 
@@ -34,9 +34,10 @@ def run(experiment: Experiment, layout: Layout, part: str) -> None:
         ExperimentError: predictions or fusion.yaml are missing; the message names the command that makes them.
     """
     began = time.perf_counter()
-    settings = read_settings(layout.fusion)
+    named = read_settings(layout.fusion)
     paths = prediction_files(experiment, layout, part)
     images = Dataset.read(layout.train_json if part == "oof" else layout.test_json)
+    settings = for_categories(named, images.categories)
     sizes = {image.id: (image.height, image.width) for image in images.images}
     folds_of = None
     if part == "oof":

@@ -20,7 +20,7 @@ from pipeline.fusion.fuse import by_image
 from pipeline.fusion.ladder import Confirm, Rung
 from pipeline.fusion.match import truths
 from pipeline.fusion.ruler import Ruler
-from pipeline.fusion.settings import Fusion, Voter, with_changes, write_settings
+from pipeline.fusion.settings import Fusion, Voter, for_categories, for_people, with_changes, write_settings
 from pipeline.fusion.study import Case, Study
 from pipeline.fusion.tune import Tuned, tune
 from pipeline.records import Dataset, Detections, read_sources
@@ -85,7 +85,7 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
     limit = experiment.submission.max_per_image
     most = limit if competition.max_detections is None else min(competition.max_detections, limit)
     ruler = Ruler(most, tuple(competition.ious), seed=experiment.seed)
-    base = Fusion.model_validate(experiment.fusion.model_dump())
+    base = for_categories(Fusion.model_validate(experiment.fusion.model_dump()), truth.categories)
     if base.tune:
         confirm = confirmation(competition, truth, experiment.submission)
         tuned = tune(cases, base, ruler, confirm, experiment.held(), nested=base.nested)
@@ -104,7 +104,7 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
         seconds=round(time.perf_counter() - began, 1),
     )
     worth = None if tuned.estimate is None else tuned.estimate.to_json()
-    write_settings(layout.fusion, tuned.settings, facts, worth)
+    write_settings(layout.fusion, for_people(tuned.settings, truth.categories), facts, worth)
     return tuned
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from ensemble_boxes import nms as reference_nms
 from ensemble_boxes import weighted_boxes_fusion
 
-from pipeline.fusion.clusters import Clusters, cluster
+from pipeline.fusion.clusters import Clusters, Method, cluster
 from pipeline.fusion.crops import Crops
 
 Problem = tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]
@@ -48,12 +46,21 @@ def as_set(label: np.ndarray, score: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 def assert_equal_sets(a: np.ndarray, b: np.ndarray) -> None:
     assert a.shape == b.shape
-    for row in a:  # rounding may change the order of near neighbours: look for the nearest row
-        assert np.abs(b - row).max(axis=1).min() < 2e-6
+    for one, other in ((a, b), (b, a)):
+        for row in one:  # rounding may change the order of near neighbours: look for the nearest row
+            assert np.abs(other - row).max(axis=1).min() < 2e-6
 
 
 @pytest.mark.parametrize("confidence", CONFIDENCES)
 def test_wbf_is_ensemble_boxes_as_a_set(confidence: Any) -> None:
+    """A thousand random problems, 250 for each confidence type: one to five sources with weights, one to three labels,
+    one to 39 objects of many sizes, with and without a skip threshold.
+
+    Compared are the sets of (label, score, box), every row to 2e-6 in each of its numbers, which is what the reference's
+    float32 sums leave of normalised coordinates; their order is not, because it sorts those float32 scores unstably. The
+    boxes are cut to 0..1 beforehand, as the reference cuts its input, and both drop those without extent. No two scores
+    are equal: the reference's order among equals is not defined, and with it its clusters.
+    """
     rng = np.random.default_rng(CONFIDENCES.index(confidence))
     for _ in range(250):
         sources = int(rng.integers(1, 6))
@@ -69,21 +76,14 @@ def test_wbf_is_ensemble_boxes_as_a_set(confidence: Any) -> None:
         assert_equal_sets(as_set(found.category, found.score, found.box), as_set(label, score, box))
 
 
-def test_nms_is_ensemble_boxes_as_a_set() -> None:
-    rng = np.random.default_rng(9)
-    for _ in range(60):
-        given = problem(rng, int(rng.integers(1, 40)), 3, 2, 0.1)
-        box, score, label = reference_nms(*given, iou_thr=0.5)
-        found = ours(given, np.ones(3), method="nms", iou=0.5)
-        assert_equal_sets(as_set(found.category, found.score, found.box), as_set(label, score, box))
-
-
 def test_pixels_give_what_normalised_coordinates_give() -> None:
     boxes, scores, kinds = given = problem(np.random.default_rng(2), 50, 4, 1, 0.1)
-    small = ours(given, np.ones(4), iou=0.5)
-    large = ours(([b * 1000 for b in boxes], scores, kinds), np.ones(4), iou=0.5)
-    np.testing.assert_array_equal(small.member, large.member)
-    np.testing.assert_allclose(large.box, small.box * 1000)
+    for method in get_args(Method):
+        small = ours(given, np.ones(4), iou=0.5, method=method)
+        large = ours(([b * 1000 for b in boxes], scores, kinds), np.ones(4), iou=0.5, method=method)
+        np.testing.assert_array_equal(small.member, large.member)
+        np.testing.assert_allclose(large.box, small.box * 1000)
+        np.testing.assert_allclose(large.score, small.score)
 
 
 @pytest.mark.parametrize("iou", [0.0, 0.1, 0.5, 0.9])
@@ -169,16 +169,6 @@ def test_at_most_one_member_of_a_voter() -> None:
     assert len(cluster(many, np.ones(130), [1] * 130, np.full(130, 129), np.ones(130), one_per_source=True)) == 130
 
 
-def test_nms_and_concatenate() -> None:
-    box = np.array([[0, 0, 10, 10], [2, 0, 12, 10], [30, 30, 40, 40]], float)
-    kept = cluster(box, [0.6, 0.5, 0.4], [1] * 3, [0, 1, 0], [1, 1], method="nms", iou=0.5)
-    np.testing.assert_array_equal(kept.box, box[[0, 2]])
-    assert kept.score.tolist() == [0.6, 0.4] and kept.member.tolist() == [0, 0, 1]
-    every = cluster(box, [0.6, 0.5, 0.4], [1] * 3, [0, 1, 0], [1, 1], method="concatenate")
-    np.testing.assert_array_equal(every.box, box)
-    assert every.member.tolist() == [0, 1, 2]
-
-
 def crops(frames: list[np.ndarray]) -> Crops:
     """Full frames as crops that are their whole frame."""
     height, width = frames[0].shape
@@ -241,6 +231,11 @@ def test_mask_bins_find_what_a_full_search_finds() -> None:
         ({"iou": 1.0}, "threshold"),
         ({"score": [0.5, np.nan]}, "finite"),
         ({"box": [[0, 0, 1, 1], [0, 0, np.inf, 1]]}, "finite"),
+        ({"iou": {1: 1.5}}, "threshold"),
+        ({"iou": {2: 0.5}}, "no threshold for the category 1"),
+        ({"skip": {2: 0.5}}, "no threshold for the categories"),
+        ({"sigma": 0.0}, "sigma"),
+        ({"floor": -0.1}, "floor"),
         ({"confidence": "mean"}, "confidence"),
         ({"method": "soup"}, "method"),
     ],
@@ -251,15 +246,3 @@ def test_wrong_arguments_raise(change: dict[str, Any], message: str) -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         cluster(**{**good, **change})
-
-
-def test_it_is_fast() -> None:
-    """20,000 boxes: ten times faster than ensemble_boxes is asked for; it is a hundred."""
-    given = problem(np.random.default_rng(0), 1000, 20, 1, 0.02)
-    ours(given, np.ones(20))  # compiles
-    began = time.perf_counter()
-    ours(given, np.ones(20))
-    mine = time.perf_counter() - began
-    began = time.perf_counter()
-    weighted_boxes_fusion(*given, iou_thr=0.55)
-    assert mine * 10 < time.perf_counter() - began

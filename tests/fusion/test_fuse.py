@@ -103,9 +103,79 @@ def test_baselines_share_the_interface() -> None:
         assert (np.diff(fused.score) <= 0).all()
 
 
-def test_nothing_found_and_nobody_to_vote() -> None:
+@pytest.mark.parametrize("overlap", ["box", "mask"])
+@pytest.mark.parametrize("method", ["soft-nms-linear", "soft-nms-gaussian", "nms"])
+def test_what_suppression_leaves_keeps_its_own_mask(method: str, overlap: str) -> None:
+    found = sightings(1, names("ab", "0"))
+    settings = Fusion(**{**PLAIN.model_dump(), "method": method, "overlap": overlap})
+    fused = fuse_image(found, settings, found.sources, SIZE)
+    own = {found.grid(i).tobytes() for i in range(len(found))}
+    assert len(fused) and {fused.grid(i).tobytes() for i in range(len(fused))} <= own
+    if method != "nms":
+        assert len(fused) == (found.score >= settings.skip).sum() and fused.score.min() < found.score.min()
+
+
+@pytest.mark.parametrize("method", ["wbf", "nmw"])
+def test_masks_leak_out_of_the_fused_box_and_are_not_stretched_to_it(method: str) -> None:
+    """Regressed boxes far smaller, and elsewhere than the masks' own: the masks' mean stays where the masks are."""
+    a, b = ellipse(40, 40, 9, 9), ellipse(43, 44, 12, 10)
+    found = table([a, b], [0.6, 0.6])
+    found.source[:], found.sources = [0, 1], names("a", "0")
+    found.box[:] = [[36, 36, 46, 47], [36, 36, 46, 47]]
+    fused = fuse_image(found, Fusion(**{**PLAIN.model_dump(), "method": method}), found.sources, SIZE)
+    np.testing.assert_array_equal(fused.box, found.box[:1])
+    np.testing.assert_allclose(frames_of(Crops.of(fused))[0], (a.astype(float) + b) / 2, atol=0.51)
+    x0, y0, x1, y1 = fused.mask_box[0]
+    assert x0 < 36 and y0 < 36 and x1 > 46 and y1 > 47
+
+
+def test_nmw_averages_masks_by_score_and_overlap() -> None:
+    a, b = ellipse(40, 40, 9, 9), ellipse(40, 43, 9, 9)
+    found = table([a, b], [0.8, 0.4])
+    found.source[:], found.sources = [0, 1], names("a", "0")
+    fused = fuse_image(found, Fusion(**{**PLAIN.model_dump(), "method": "nmw", "overlap": "mask"}), found.sources, SIZE)
+    common, union = ((a >= 128) & (b >= 128)).sum(), ((a >= 128) | (b >= 128)).sum()
+    expected = (0.8 * a.astype(float) + 0.4 * common / union * b) / (0.8 + 0.4 * common / union)
+    np.testing.assert_allclose(frames_of(Crops.of(fused))[0], expected, atol=0.51)
+    assert fused.score.tolist() == [0.8]
+
+
+def test_thresholds_by_category() -> None:
+    """Two pairs that overlap alike: one category joins them, the other does not; one is asked for more score."""
+    found = table([ellipse(40, x, 9, 9) for x in (40, 43, 90, 93)], [0.9, 0.8, 0.9, 0.8])
+    found.source[:], found.sources, found.category_id[:] = [0, 1, 0, 1], names("a", "0"), [1, 1, 2, 2]
+    settings = {**PLAIN.model_dump(), "iou": {"1": 0.3, "default": 0.9}}
+    fused = fuse_image(found, Fusion(**settings), found.sources, SIZE)
+    assert sorted(fused.category_id.tolist()) == [1, 2, 2]
+    settings = {**PLAIN.model_dump(), "skip": {1: 0.85, 2: 0.0}, "min_score": {1: 0.0, 2: 0.99}}
+    fused = fuse_image(found, Fusion(**settings), found.sources, SIZE)
+    assert fused.category_id.tolist() == [1] and fused.score == pytest.approx([0.45])
+    with pytest.raises(ValueError, match="the category 2 has no number"):
+        fuse_image(found, Fusion(**{**PLAIN.model_dump(), "iou": {"1": 0.3}}), found.sources, SIZE)
+
+
+@pytest.mark.parametrize("overlap", ["box", "mask"])
+@pytest.mark.parametrize("method", ["wbf", "nmw", "nms", "soft-nms-linear", "soft-nms-gaussian", "concatenate"])
+def test_nothing_one_and_many_voters(method: str, overlap: str) -> None:
+    settings = Fusion(**{**PLAIN.model_dump(), "method": method, "overlap": overlap, "one_per_source": True})
+    many = [f"m{k}/{k % 2}/identity" for k in range(130)]  # more voters than one machine word has bits
+    assert len(fuse_image(Detections.empty(many), settings, many, SIZE)) == 0
+    one = table([ellipse(40, 40, 9, 9)], [0.9], many[-1])
+    fused = fuse_image(one, settings, many, SIZE)
+    assert len(fused) == 1 and 0 < fused.score[0] <= 0.45  # of two folds one has it
+    everyone = Detections.concatenate([table([ellipse(40, 40, 9, 9)], [0.9], name) for name in many])
+    fused = fuse_image(everyone, settings, many, SIZE)
+    if method in ("wbf", "nmw", "nms"):
+        assert (
+            len(fused) == 1 and fused.score == pytest.approx([0.9]) and fused.extra["agreement"] == pytest.approx([1])
+        )
+    blank = table([np.zeros(SIZE, np.uint8)], [0.9], many[0])  # a box without a mask
+    blank.box[:] = [3, 3, 20, 20]
+    assert len(fuse_image(blank, settings, many, SIZE)) == 0
+
+
+def test_nobody_to_vote() -> None:
     voters = names("a", "01")
-    assert len(fuse_image(Detections.empty(voters), PLAIN, voters, SIZE)) == 0
     with pytest.raises(ValueError, match="nobody votes"):
         fuse_image(Detections.empty(voters), Fusion(weights={"a": 0.0}), voters, SIZE)
 

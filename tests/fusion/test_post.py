@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from pipeline.fusion.crops import Crops
@@ -13,7 +14,7 @@ from pipeline.fusion.settings import Fusion
 from pipeline.records import Detections
 from tests.fusion.cells import ellipse, frames_of, table
 
-NOTHING: dict[str, Any] = {"fill_holes": False, "largest_part": False, "min_area": 0, "no_overlap": False}
+NOTHING: dict[str, Any] = {"fill_holes": False, "largest_part": False, "min_area": 0, "overlap_removal": "none"}
 
 
 def cleaned(found: Detections, **settings: Any) -> Detections:
@@ -58,7 +59,7 @@ def test_the_smallest_area() -> None:
 
 def test_overlaps_go_to_the_better_scored() -> None:
     frames = [ellipse(50, 48, 12, 12), ellipse(50, 55, 12, 12), ellipse(50, 65, 12, 12), ellipse(50, 56, 3, 3)]
-    found = cleaned(table(frames, [0.5, 0.9, 0.7, 0.6]), no_overlap=True)
+    found = cleaned(table(frames, [0.5, 0.9, 0.7, 0.6]), overlap_removal="score")
     assert found.score.tolist() == [0.5, 0.9, 0.7]  # the last lay wholly inside
     after = [f >= 128 for f in frames_of(Crops.of(found))]
     before = [f >= 128 for f in frames]
@@ -67,8 +68,52 @@ def test_overlaps_go_to_the_better_scored() -> None:
     np.testing.assert_array_equal(after[0], before[0] & ~before[1] & ~before[2])
     assert np.sum(after, axis=0).max() == 1
     remnant = int(after[0].sum())
-    kept = cleaned(table(frames, [0.5, 0.9, 0.7, 0.6]), no_overlap=True, min_area=remnant + 1)
+    kept = cleaned(table(frames, [0.5, 0.9, 0.7, 0.6]), overlap_removal="score", min_area=remnant + 1)
     assert kept.score.tolist() == [0.9, 0.7]
+
+
+def test_overlaps_go_to_the_larger_probability() -> None:
+    """Pixel by pixel and whatever the scores; equal ones to the better-scored; checked against full frames."""
+    frames = [ellipse(50, 48, 12, 12), ellipse(50, 60, 12, 12), ellipse(62, 55, 9, 12)]
+    score = [0.5, 0.9, 0.7]
+    found = cleaned(table(frames, score), overlap_removal="probability")
+    assert found.score.tolist() == score
+    after = np.stack([f >= 128 for f in frames_of(Crops.of(found))])
+    soft = np.stack(frames).astype(int)
+    ranked = [1, 2, 0]
+    winner = np.array(ranked)[np.argmax(soft[ranked], axis=0)]  # the first of equal ones
+    for k in range(3):
+        np.testing.assert_array_equal(after[k], (soft[k] >= 128) & (winner == k))
+    assert after.sum(axis=0).max() == 1
+    assert after[0].sum() > cleaned(table(frames, score), overlap_removal="score").area()[0]
+    sure = [np.where(f >= 128, 255, 0).astype(np.uint8) for f in frames]
+    for way in ("score", "probability"):  # binary masks know no other order than the scores'
+        same = cleaned(table(sure, score), overlap_removal=way)
+        assert same.area().tolist() == cleaned(table(sure, score), overlap_removal="score").area().tolist()
+
+
+def test_a_dropped_small_mask_takes_no_pixel_from_a_better_one_by_probability() -> None:
+    faint, small = ellipse(50, 50, 12, 12) // 2 + 60, np.zeros((120, 140), np.uint8)
+    small[48:52, 48:52] = 255
+    found = cleaned(table([faint, small], [0.9, 0.3]), overlap_removal="probability", min_area=17)
+    assert found.score.tolist() == [0.9] and found.area()[0] == (faint >= 128).sum()
+
+
+def test_the_smallest_area_by_category() -> None:
+    frames = [ellipse(50, 50, r, r) for r in (3, 3, 8, 8)]
+    found = table(frames, [0.9, 0.8, 0.7, 0.6])
+    found.category_id[:] = [1, 2, 1, 2]
+    small, large = found.area()[[0, 2]].tolist()
+    assert cleaned(found, min_area={"1": small + 1, "default": 0}).score.tolist() == [0.8, 0.7, 0.6]
+    assert cleaned(found, min_area={1: small + 1, 2: large + 1}).score.tolist() == [0.7]
+
+
+@pytest.mark.parametrize("way", ["none", "score", "probability"])
+def test_one_item(way: str) -> None:
+    frame = ellipse(50, 50, 8, 8)
+    found = cleaned(table([frame], [0.5]), overlap_removal=way, largest_part=True, fill_holes=True, min_area=3)
+    np.testing.assert_array_equal(frames_of(Crops.of(found))[0], frame)
+    assert len(cleaned(table([frame], [0.5]), overlap_removal=way, min_area=10_000)) == 0
 
 
 def test_the_order() -> None:
@@ -78,7 +123,9 @@ def test_the_order() -> None:
     ring[20:30, 20:30] = 255  # 100 pixels
     small = np.zeros((40, 40), np.uint8)
     small[5:8, 5:8] = 255
-    found = cleaned(table([ring, small], [0.5, 0.9]), fill_holes=True, largest_part=True, min_area=10, no_overlap=True)
+    found = cleaned(
+        table([ring, small], [0.5, 0.9]), fill_holes=True, largest_part=True, min_area=10, overlap_removal="score"
+    )
     assert found.score.tolist() == [0.5] and found.area().tolist() == [121]
 
 
@@ -102,5 +149,7 @@ def test_what_is_dropped_drops_nothing() -> None:
 
 
 def test_none() -> None:
-    assert len(clean(Detections.empty(), Fusion(no_overlap=True, largest_part=True))) == 0
+    for way in ("none", "score", "probability"):
+        settings = Fusion.model_validate({"overlap_removal": way, "largest_part": True, "min_area": {"1": 5}})
+        assert len(clean(Detections.empty(), settings)) == 0
     assert len(drop_duplicates(Detections.empty(), 0.5)) == 0

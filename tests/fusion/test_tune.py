@@ -122,7 +122,11 @@ def test_one_voter_and_images_without_anything() -> None:
 
 @pytest.mark.parametrize(
     "wish",
-    [{"no_overlap": True, "min_area": 30}, {"rescore": "learned"}, {"rescore": "mask", "method": "nms", "iou": 0.4}],
+    [
+        {"overlap_removal": "score", "min_area": 30},
+        {"rescore": "learned"},
+        {"rescore": "mask", "method": "nms", "iou": 0.4},
+    ],
 )
 def test_what_the_experiment_names_is_held(wish: dict[str, Any]) -> None:
     found = tune(cases({"a": 1.2, "b": 1.0}, VIEWS[:2]), Fusion.model_validate(wish), Ruler(12), held=list(wish))

@@ -133,6 +133,14 @@ def test_without_tuning_the_settings_are_the_experiments_own(run: tuple[Experime
     assert json.loads(tune.ladder(other).read_text()) == []
     fuse.run(experiment, other, "test")
     assert len(Detections.read(other.fused("test"))) > 0
+    # by category: named in the file as people name them, and known by id to the fusion
+    tune.run(an_experiment(tune=False, iou={1: 0.65}, min_area={"cell": 100}), other)
+    settings = read_settings(other.fusion)
+    assert (settings.iou, settings.min_area) == ({"cell": 0.65}, {"cell": 100})
+    fuse.run(experiment, other, "test")
+    assert Detections.read(other.fused("test")).area().min() >= 100
+    with pytest.raises(ExperimentError, match="fusion.min_area: there is no category 'cel' .did you mean 'cell'"):
+        tune.run(an_experiment(tune=False, min_area={"cel": 100}), other)
 
 
 # ---------------------------------------------------------------- files alone -----------------------------------------
