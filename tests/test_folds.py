@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import folds as benchmark
@@ -236,3 +236,27 @@ def test_split_groups_are_a_warning() -> None:
 def test_csv_text_is_what_is_written(tmp_path: Path) -> None:
     write_csv(GOOD, tmp_path / "run.csv")
     assert to_csv(GOOD) == (tmp_path / "run.csv").read_text()
+
+
+# ---------------------------------------------------------------- any bytes -------------------------------------------
+
+LINES = b"image,fold,stratum,group,instances\na.png,0,s,g,3\nb.png,1,s,h,2\n"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=60)
+    | st.tuples(
+        st.integers(0, len(LINES)), st.integers(0, 12), st.text('",;\n\r0-a\0\ufeff', max_size=6).map(str.encode)
+    ).map(lambda cut: LINES[: cut[0]] + cut[2] + LINES[cut[0] + cut[1] :])
+)
+def test_any_bytes_are_folds_or_a_clear_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "folds.csv"
+    path.write_bytes(content)
+    data = Dataset([Image(1, "a.png", 4, 5), Image(2, "b.png", 4, 5)], {1: "a"})
+    try:
+        found = read_folds(path, data)
+    except FoldsError as error:
+        assert "folds.csv" in str(error)
+        return
+    assert set(found) == {1, 2} and all(fold >= 0 for fold in found.values())
