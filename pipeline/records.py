@@ -456,6 +456,9 @@ def stretch(grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 # ---------------------------------------------------------------- Parquet ---------------------------------------------
 
+LARGEST_MASK = 1 << 28
+"""Pixels of a mask's box; a file with a larger one is damaged."""
+
 _BOX = ("x0", "y0", "x1", "y1")
 _COLUMNS = (
     "image_id", "category_id", "score", *(f"box_{k}" for k in _BOX), *(f"mask_{k}" for k in _BOX), "rows", "columns",
@@ -617,10 +620,13 @@ def _check_rows(found: Detections, path: str | Path) -> None:
     """Refuse rows that hold together in Parquet but not among themselves; what reads them later counts on it.
 
     Raises:
-        ValueError: a mask does not have its rows and columns, or a source is none of the file's.
+        ValueError: a mask does not have its rows and columns or its box is absurd, or a source is none of the file's.
     """
     pixels = found.shape.astype(np.int64).prod(axis=1)
     whole = (found.shape >= 0).all() and (np.diff(found.offset) == pixels).all()
+    sides = found.mask_box[:, 2:].astype(np.int64) - found.mask_box[:, :2]
+    covered = sides.prod(axis=1)
+    fits = (sides >= 0).all() and (covered < LARGEST_MASK).all() and ((covered > 0) == (pixels > 0)).all()
     known = ((found.source >= 0) & (found.source < len(found.sources))).all()
-    if not whole or not known:
+    if not whole or not known or not fits:
         raise ValueError(f"{path} is a damaged file of detections: its columns contradict each other; make it again")
