@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -12,13 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk is full, or a quota, or a file as large as it may be: clusters have quotas."""
+
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; rename it onto `path` when the block succeeds, else remove it.
 
     Raises:
-        OSError: with the target's name and the way out, when the disk is full.
+        OSError: with the target's name and the way out, when the disk or a quota is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,9 +33,9 @@ def writing(path: str | Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno == 28:
+        if error.errno in FULL:
             raise OSError(
-                28, f"no space left on the disk while writing {path}; free some and run the same command again"
+                error.errno, f"no space left on the disk while writing {path}; free some and run the same command again"
             ) from error
         raise
     finally:

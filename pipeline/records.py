@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -113,10 +114,10 @@ class Dataset:
         try:
             images = [
                 Image(
-                    int(i["id"]),
+                    _whole(i["id"]),
                     str(i["file_name"]),
-                    int(i["height"]),
-                    int(i["width"]),
+                    _whole(i["height"]),
+                    _whole(i["width"]),
                     str(i.get("group", "")),
                     str(i.get("semantic", "")),
                     str(i.get("sha256", "")),
@@ -124,8 +125,8 @@ class Dataset:
                 for i in raw["images"]
             ]
             sizes = {image.id: (image.height, image.width) for image in images}
-            categories = {int(c["id"]): str(c["name"]) for c in raw.get("categories", [])}
-            semantic_classes = {int(c["id"]): str(c["name"]) for c in raw.get("semantic_classes", [])}
+            categories = {_whole(c["id"]): str(c["name"]) for c in raw.get("categories", [])}
+            semantic_classes = {_whole(c["id"]): str(c["name"]) for c in raw.get("semantic_classes", [])}
             instances = []
             annotations = list(reversed(raw.pop("annotations", [])))
             while annotations:
@@ -140,9 +141,9 @@ class Dataset:
                     area = float(rle_to_crop(rle)[1].sum())
                 instances.append(
                     Instance(
-                        int(a["id"]),
-                        int(a["image_id"]),
-                        int(a["category_id"]),
+                        _whole(a["id"]),
+                        _whole(a["image_id"]),
+                        _whole(a["category_id"]),
                         rle,
                         (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
                         float(area),
@@ -181,6 +182,14 @@ class Dataset:
     def write(self, path: str | Path) -> None:
         with writing(path) as temporary:
             temporary.write_text(json.dumps(self.to_coco()))
+
+
+def _whole(value: Any) -> int:
+    """An id or a size; tables hold them in 64 bits."""
+    number = int(value)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{str(value)[:30]} is too large for an id or a size")
+    return number
 
 
 def compressed(segmentation: Any, size: Sequence[int]) -> dict[str, Any]:
@@ -425,7 +434,7 @@ class Detections:
         tables = list(read_images(path))
         if tables:
             return Detections.concatenate(tables)
-        return Detections.empty(_metadata(_open(path))["sources"])
+        return Detections.empty(_metadata(_open(path), path)["sources"])
 
 
 def shrink(grid: np.ndarray) -> np.ndarray:
@@ -447,7 +456,14 @@ def stretch(grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 # ---------------------------------------------------------------- Parquet ---------------------------------------------
 
+LARGEST_MASK = 1 << 28
+"""Pixels of a mask's box; a file with a larger one is damaged."""
+
 _BOX = ("x0", "y0", "x1", "y1")
+_COLUMNS = (
+    "image_id", "category_id", "score", *(f"box_{k}" for k in _BOX), *(f"mask_{k}" for k in _BOX), "rows", "columns",
+    "mask", "source",
+)  # fmt: skip
 
 
 class DetectionsWriter:
@@ -516,53 +532,74 @@ class DetectionsWriter:
 
 
 def _open(path: str | Path) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _readable(path):
         return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """What pyarrow raises over damaged bytes, be they of the head or of a page, as a ValueError that names the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a Parquet file of detections: {error}") from error
 
 
-def _metadata(file: Any) -> dict[str, Any]:
-    raw = (file.schema_arrow.metadata or {}).get(b"maskfold")
+def _metadata(file: Any, path: str | Path) -> dict[str, Any]:
+    with _readable(path):
+        raw = (file.schema_arrow.metadata or {}).get(b"maskfold")
     if raw is None:
-        raise ValueError("the Parquet file was not written by maskfold: it has no list of sources")
-    return dict(json.loads(raw))
+        raise ValueError(f"{path} was not written by maskfold: it has no list of sources")
+    try:
+        said = json.loads(raw)
+        return {"sources": [str(name) for name in said["sources"]], "provenance": dict(said["provenance"])}
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: what it says of its sources is damaged: {error}") from error
 
 
 def provenance(path: str | Path) -> dict[str, Any]:
     """What a Detections file says of its own making."""
-    return dict(_metadata(_open(path))["provenance"])
+    return dict(_metadata(_open(path), path)["provenance"])
 
 
 def read_sources(path: str | Path) -> list[str]:
     """The names of the voters of a Detections file, those that found nothing included."""
-    return list(_metadata(_open(path))["sources"])
+    return list(_metadata(_open(path), path)["sources"])
 
 
 def read_images(path: str | Path) -> Iterator[Detections]:
     """Stream a Detections file, one row group (one image, as `Detections.write` lays it out) at a time."""
     file = _open(path)
-    sources = _metadata(file)["sources"]
+    sources = _metadata(file, path)["sources"]
     for group in range(file.num_row_groups):
-        table = file.read_row_group(group)
+        with _readable(path):
+            table = file.read_row_group(group)
         if not table.num_rows:
             continue
+        missing = [name for name in _COLUMNS if name not in table.column_names]
+        if missing:
+            raise ValueError(f"{path} is no Parquet file of detections: it has no column {', '.join(missing)}")
         column = {name: table.column(name) for name in table.column_names}
+        if any(column[name].null_count for name in _COLUMNS):
+            raise ValueError(f"{path} is a damaged file of detections: it has rows with missing values; make it again")
 
         def values(name: str, column: dict[str, Any] = column) -> np.ndarray:
             return np.asarray(column[name].to_numpy())
 
         masks = column["mask"].combine_chunks()
         masks = masks.chunk(0) if hasattr(masks, "chunk") else masks
+        with _readable(path):
+            masks.validate(full=True)
         _, offsets, data = masks.buffers()
         offset = np.frombuffer(offsets, np.int64)[masks.offset : masks.offset + len(masks) + 1]
         pixels = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-        yield Detections(
+        found = Detections(
             values("image_id"),
             values("category_id"),
             values("score"),
@@ -575,3 +612,21 @@ def read_images(path: str | Path) -> Iterator[Detections]:
             list(sources),
             {k.removeprefix("extra_"): values(k) for k in table.column_names if k.startswith("extra_")},
         )
+        _check_rows(found, path)
+        yield found
+
+
+def _check_rows(found: Detections, path: str | Path) -> None:
+    """Refuse rows that hold together in Parquet but not among themselves; what reads them later counts on it.
+
+    Raises:
+        ValueError: a mask does not have its rows and columns or its box is absurd, or a source is none of the file's.
+    """
+    pixels = found.shape.astype(np.int64).prod(axis=1)
+    whole = (found.shape >= 0).all() and (np.diff(found.offset) == pixels).all()
+    sides = found.mask_box[:, 2:].astype(np.int64) - found.mask_box[:, :2]
+    covered = sides.prod(axis=1)
+    fits = (sides >= 0).all() and (covered < LARGEST_MASK).all() and ((covered > 0) == (pixels > 0)).all()
+    known = ((found.source >= 0) & (found.source < len(found.sources))).all()
+    if not whole or not known or not fits:
+        raise ValueError(f"{path} is a damaged file of detections: its columns contradict each other; make it again")

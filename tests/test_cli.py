@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,7 @@ def test_a_gpu_is_hidden_from_models_whose_operators_are_for_the_cpu(
 
 
 def test_help_lists_every_command_at_once() -> None:
-    start = time.monotonic()
     done = call("--help")
-    assert time.monotonic() - start < 5  # 0.06 s on a quiet machine
     assert done.returncode == 0 and not done.stderr
     commands = ["run", *STAGES, "datasets", "models", "doctor"]
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == commands

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,6 @@ EXPERIMENT = {
     },
     "predict": {"views": ["identity", "hflip@1.2"], "max_detections": 60},
 }  # fmt: skip
-SECONDS_TO_NOTHING = 30
 """Generous: a run with nothing to do takes about three seconds on a machine with nothing else to do."""
 
 
@@ -111,9 +109,7 @@ def test_a_second_run_does_nothing_and_a_deleted_prediction_is_made_again(finish
     file, layout, _ = finished
     checkpoint = layout.checkpoint("mask-rcnn", "0")
     before = checkpoint.stat().st_mtime_ns
-    began = time.monotonic()
     assert "nothing to do" in run(file, layout.root).lower()
-    assert time.monotonic() - began < SECONDS_TO_NOTHING
     gone = layout.predictions("mask-rcnn", "1", "oof")
     gone.unlink()
     said = run(file, layout.root)

@@ -30,10 +30,11 @@ def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_a_full_disk_is_said_with_the_file_and_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_or_quota_is_said_with_the_file_and_the_way_out(tmp_path: Path, number: int) -> None:
     target = tmp_path / "file.txt"
     with pytest.raises(OSError, match=r"no space left.*file\.txt.*run the same command again"), writing(target):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
     assert not os.listdir(tmp_path)
 
 

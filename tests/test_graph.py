@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -82,11 +81,9 @@ def test_a_run_leaves_every_artifact_and_says_where(finished: ToyProject) -> Non
 
 def test_a_second_run_does_nothing_and_says_so(project: ToyProject) -> None:
     before = len(project.trace())
-    start = time.monotonic()
     done = project.call("run", "toy")
     assert (done.returncode, len(project.trace())) == (0, before), done.stderr
     assert "nothing to do" in done.stderr and "out of fold" in done.stderr
-    assert time.monotonic() - start < 10  # 2 s on a quiet machine, which is not what a test may count on
     again = project.call("run", "toy")  # this time known from the note, without Snakemake
     assert again.stderr == done.stderr
 

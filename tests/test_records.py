@@ -262,8 +262,31 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other")
     with pytest.raises(ValueError, match="not written by maskfold"):
         Detections.read(tmp_path / "other")
+    pq.write_table(
+        pa.table({"a": [1]}).replace_schema_metadata({"maskfold": '{"sources": [""], "provenance": {}}'}),
+        tmp_path / "bare",
+    )
+    with pytest.raises(ValueError, match=r"bare .*has no column image_id, category_id"):
+        Detections.read(tmp_path / "bare")
     with pytest.raises(FileNotFoundError):
         Detections.read(tmp_path / "missing")
+
+
+def test_every_damaged_byte_is_read_over_or_named(tmp_path: Path) -> None:
+    """pyarrow finds damage on opening, or only when it comes to a page."""
+    toy = Detections.build([1], 1, [0.5], [(0, 0, 2, 2)], [(0, 0, 2, 2)], [np.full((2, 2), 255, np.uint8)])
+    toy.write(tmp_path / "good")
+    content = (tmp_path / "good").read_bytes()
+    refused = 0
+    for place in range(0, len(content), 3):
+        for value in (0, 0x5D, 0xFF):
+            (tmp_path / "bad").write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            try:
+                Detections.read(tmp_path / "bad")
+            except ValueError as error:
+                assert str(tmp_path / "bad") in str(error)
+                refused += 1
+    assert refused > 100
 
 
 # ---------------------------------------------------------------- Dataset ---------------------------------------------
@@ -305,7 +328,13 @@ def test_every_kind_of_segmentation_is_read(tmp_path: Path) -> None:
     assert masks.rle_to_crop(instances[2].rle)[1].sum() == instances[2].area > 0
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"images": [{"id": 1}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[1]", "{}", '{"images": [{"id": 1}]}',
+        '{"images": [{"id": 99999999999999999999, "file_name": "a", "height": 4, "width": 5}]}',
+    ],
+)  # fmt: skip
 def test_what_is_not_coco_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json"):

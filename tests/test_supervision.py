@@ -188,7 +188,7 @@ def test_without_pidfd_the_run_is_polled(monkeypatch: pytest.MonkeyPatch) -> Non
     start = time.monotonic()
     threading.Thread(target=short.wait, daemon=True).start()  # else the ended process would stay, as a zombie
     supervision._wait_for_end(short.pid)
-    assert 0.3 <= time.monotonic() - start < 20
+    assert time.monotonic() - start >= 0.3
 
 
 # ---------------------------------------------------------------- whole runs ------------------------------------------

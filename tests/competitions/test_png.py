@@ -135,3 +135,25 @@ def test_pixels_that_are_fewer_or_more_than_promised() -> None:
     taller = whole[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + whole[33:]
     with pytest.raises(ValueError, match="12 of 16 bytes"):
         read_mask(taller, 4, 3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    chunks=st.lists(
+        st.tuples(st.sampled_from([b"IHDR", b"IDAT", b"PLTE", b"tEXt"]), st.integers(0, 2), st.binary(max_size=20)),
+        max_size=4,
+    ),
+    end=st.booleans(),
+)
+def test_any_chunks_are_a_mask_or_a_clear_error(chunks: list[tuple[bytes, int, bytes]], end: bool) -> None:
+    """Chunks with right checksums: what is in them may be anything."""
+    head = struct.pack(">IIBBBBB", 5, 4, 8, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, what, raw in [*chunks, *([(b"IEND", 0, b"")] if end else [])]:
+        data = {0: raw, 1: head[: len(raw)], 2: zlib.compress(raw)}[what] if kind != b"IEND" else b""
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    try:
+        mask = read_mask(content, 4, 5)
+    except ValueError:
+        return
+    assert mask.crop.shape == (mask.box[3] - mask.box[1], mask.box[2] - mask.box[0])

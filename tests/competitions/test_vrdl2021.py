@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import shutil
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -351,9 +350,7 @@ def real(name: str) -> Path:
 
 def test_real_archive(tmp_path: Path) -> None:
     path = real("dataset.zip")
-    began = time.perf_counter()
     prepared = COMPETITION.read(path, {}, 0, tmp_path)
-    assert time.perf_counter() - began < 60  # 4 s on a quiet machine
     assert (len(prepared.train.images), len(prepared.train.instances)) == (24, 14598)
     assert [image.file_name for image in prepared.test.images][0] == "images/test/TCGA-A7-A13E-01Z-00-DX1.png"
     assert [image.id for image in prepared.test.images] == [1, 2, 3, 4, 5, 6]

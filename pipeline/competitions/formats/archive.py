@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO
 
 from pipeline.competitions import CompetitionError
+from pipeline.files import FULL
 
 MAX_MEMBER_BYTES = 1 << 30
 """A member that unpacks to more is refused: no file of a competition is so large, and a small zip can hold such."""
@@ -131,7 +132,7 @@ class Archive:
                 while unpacked <= MAX_UNPACKED_BYTES and (rest := content.read(1 << 20)):
                     unpacked += len(rest)
         except OSError as error:
-            if error.errno == 28:
+            if error.errno in FULL:
                 raise CompetitionError(
                     f"there is no room in {scratch or tempfile.gettempdir()} to unpack {self.path}, {unpacked:,} bytes "
                     f"and more; free some, or unpack it elsewhere and give the folder"

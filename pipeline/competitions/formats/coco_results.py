@@ -89,6 +89,7 @@ def _from_zip(path: Path, member: str, most: int) -> tuple[bytes | None, list[Pr
 
 
 def _from_parquet(path: Path, images: Dataset | None) -> tuple[Any, list[Problem]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     note = Problem("warning", path.name, "is a Parquet file; the leaderboard takes a zip of JSON", "archive")
@@ -96,7 +97,7 @@ def _from_parquet(path: Path, images: Dataset | None) -> tuple[Any, list[Problem
         if b"maskfold" not in (pq.read_schema(path).metadata or {}):
             return pq.read_table(path).to_pylist(), [note]
         found = Detections.read(path)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, pa.ArrowException) as error:
         return None, [Problem("error", path.name, f"is not a readable Parquet file: {error}", "archive")]
     if images is None:
         text = "holds detections without the images' sizes; give the images, or convert it with `encode`"

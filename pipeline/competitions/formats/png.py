@@ -54,6 +54,8 @@ def parse(content: bytes) -> Png:
         if zlib_ng.crc32(memoryview(content)[position + 4 : end - 4]) != checksum:
             raise ValueError(f"its checksum is wrong at byte {position:,}")
         if kind == b"IHDR":
+            if length != 13:
+                raise ValueError(f"its header has {length:,} bytes, not 13")
             header = struct.unpack_from(">IIBBBBB", content, position + 8)
         elif kind == b"IDAT":
             data.append(content[position + 8 : end - 4])

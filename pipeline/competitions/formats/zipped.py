@@ -12,6 +12,7 @@ from typing import IO
 
 from pipeline.competitions import CompetitionError, Problem
 from pipeline.competitions.formats.faults import SHOWN
+from pipeline.files import FULL
 
 
 class DamagedError(CompetitionError):
@@ -66,7 +67,9 @@ def opened(path: Path, member: str, limit: int, problems: list[Problem]) -> Iter
     except zipfile.BadZipFile as error:
         raise DamagedError(f"is not a whole zip archive: {error}") from error
     except (EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == 28:  # not of this file: of one that is being written meanwhile
+        if (
+            isinstance(error, OSError) and error.errno in FULL
+        ):  # not of this file: of one that is being written meanwhile
             raise
         raise DamagedError(f"cannot be unpacked: {error}") from error
     except Exception as error:
