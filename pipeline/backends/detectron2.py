@@ -21,6 +21,7 @@ from torch import nn
 
 from pipeline.backends import PredictJob, TrainJob, catalog, engine, inference, not_loadable
 from pipeline.backends.checkpoints import without_code
+from pipeline.backends.found import Found
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.samples import Sample, bgr_tensor
 from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings
@@ -177,9 +178,10 @@ class Detectron2:
         engine.load_weights(network, job.checkpoint)
         network.eval()
 
-        def look(image: torch.Tensor) -> inference.Found:
-            found = network.inference([{"image": image}], do_postprocess=False)[0]  # type: ignore[operator]
-            return inference.Found(found.pred_boxes.tensor, found.scores, found.pred_classes, found.pred_masks[:, 0])
+        def look(images: list[torch.Tensor]) -> list[Found]:
+            batch = [{"image": image} for image in images]
+            results = network.inference(batch, do_postprocess=False)  # type: ignore[operator]
+            return [Found(r.pred_boxes.tensor, r.scores, r.pred_classes, r.pred_masks[:, 0]) for r in results]
 
         yield from inference.predict(job, look)
 
