@@ -50,7 +50,7 @@ def _slice(stage: str, experiment: Experiment, model: str, fold: str, part: str)
             network["weights"] = _signature(catalog.place(chosen.weights))
         return network, catalog.fingerprint(chosen.config), training, experiment.seed, fold
     if stage == "predict":
-        predicting = experiment.predict_settings(model).model_dump(exclude={"views", "oof_views"})
+        predicting = experiment.predict_settings(model).model_dump(exclude={"views", "oof_views", "batch"})
         return predicting, experiment.views(model, part)
     if stage == "tune":
         return (

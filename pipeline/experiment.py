@@ -112,6 +112,22 @@ NOT_IN_THE_RESULT = ("checkpoint_every", "log_every", "workers")
 """Settings of a training that change how it is watched, not what it learns."""
 
 
+class TileSettings(Settings):
+    """Windows that an image is cut into before the network sees it, in pixels of the original; see pipeline/tiles.py.
+
+    The overlap should exceed the size of most objects: a larger one is put together from its parts.
+    """
+
+    size: int = Field(ge=64)
+    overlap: int = Field(128, ge=8)
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> TileSettings:
+        if 2 * self.overlap > self.size:
+            raise ValueError(f"an overlap of {self.overlap} is more than half of the size, {self.size}")
+        return self
+
+
 class PredictSettings(Settings):
     """Inference. A view is a turn and a scale, e.g. ``hflip@2.0``: see pipeline/views.py."""
 
@@ -120,6 +136,11 @@ class PredictSettings(Settings):
     """Views for the out-of-fold images where they should be fewer than for the test images."""
     score_threshold: float = Field(0.05, ge=0, lt=1)
     max_detections: int = Field(1000, ge=1)
+    """What a network may find in one image or, where there are tiles, in one tile."""
+    tile: TileSettings | None = None
+    """For images too large for the memory; null shows every image whole."""
+    batch: int = Field(1, ge=1)
+    """How many views and tiles of one size go through the network at a time."""
 
     @field_validator("views", "oof_views")
     @classmethod
@@ -378,6 +399,7 @@ def _settings_at(location: list[str]) -> type[BaseModel]:
     groups: dict[str, type[BaseModel]] = {
         "data": DataSettings, "folds": FoldSettings, "models": ModelSettings, "train": TrainSettings,
         "predict": PredictSettings, "fusion": FusionSettings, "submission": SubmissionSettings, "augment": Augmentation,
+        "tile": TileSettings,
     }  # fmt: skip
     inside = [groups[key] for key in location if key in groups]
     return inside[-1] if inside else Experiment

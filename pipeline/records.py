@@ -254,11 +254,13 @@ class Detections:
         grids: Sequence[np.ndarray],
         source: str | None = None,
         extra: Mapping[str, Any] | None = None,
+        cap: bool = True,
     ) -> Detections:
         """Pack rows whose masks are given as a list of uint8 grids.
 
         A grid has the shape of its mask box, or is one that the cap has already sampled down. Scalars for `image_id` and
-        `category_id` hold for all rows.
+        `category_id` hold for all rows. Without `cap` a grid keeps one cell per pixel however large it is: for rows that
+        are still to be joined with others, and packed again.
 
         Raises:
             ValueError: the columns do not have the same length, or a grid fits neither its box nor the cap.
@@ -269,7 +271,7 @@ class Detections:
         for i, grid in enumerate(grids):
             full = (int(mask_box[i, 3] - mask_box[i, 1]), int(mask_box[i, 2] - mask_box[i, 0]))
             if grid.shape == full:
-                capped.append(shrink(grid))
+                capped.append(shrink(grid) if cap else grid)
             elif grid.shape == (min(full[0], GRID_CAP), min(full[1], GRID_CAP)):
                 capped.append(grid)
             else:

@@ -3,7 +3,8 @@
 A view first turns the image, then resizes it. Undoing a turn is exact: grids and boxes are turned back, nothing is
 resampled. Undoing a scale is exact on boxes; of a mask it resamples one small grid. A network that gives RoI masks
 needs neither loss: undo the scale on its boxes (`View.unscale_boxes`), paste the RoI masks in the turned frame at
-original resolution, and undo the turn (`View.unturn`). A network that gives full masks hands them to `View.invert`.
+original resolution, and undo the turn (`View.unturn`). A network that gives full masks resamples each of its crops once
+(`View.unscale_crop`).
 """
 
 from __future__ import annotations
@@ -140,19 +141,10 @@ class View:
         """
         if self.size(height, width) == self.turned_size(height, width):
             return detections
-        rows, columns = self.turned_size(height, width)
-        vertical, horizontal = self.factors(height, width)
         grids, boxes = [], np.zeros((len(detections), 4), np.int32)
         for i in range(len(detections)):
-            x0, y0, x1, y1 = (int(v) for v in detections.mask_box[i])
-            if x1 <= x0 or y1 <= y0:
-                grids.append(np.zeros((0, 0), np.uint8))
-                continue
-            grid = detections.grid(i)
-            left, right, index_x, weight_x = _axis(x0, x1, grid.shape[1], horizontal, columns)
-            top, bottom, index_y, weight_y = _axis(y0, y1, grid.shape[0], vertical, rows)
-            boxes[i] = left, top, right, bottom
-            grids.append(_resample(grid, index_y, weight_y, index_x, weight_x))
+            boxes[i], grid = self.unscale_crop(detections.mask_box[i], detections.grid(i), height, width)
+            grids.append(grid)
         resampled = Detections.build(
             detections.image_id,
             detections.category_id,
@@ -164,6 +156,32 @@ class View:
         )
         resampled.source, resampled.sources = detections.source, list(detections.sources)
         return resampled
+
+    def unscale_crop(
+        self, box: np.ndarray, grid: np.ndarray, height: int, width: int, cap: int | None = GRID_CAP
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One soft mask of the view frame in the turned frame, resampled once, straight to the cells that are kept.
+
+        Args:
+            box: (4,) half-open pixel box of the view frame.
+            grid: uint8 of any shape, evenly spread over the box.
+            height, width: the original's.
+            cap: largest side of the result; None for one cell per pixel.
+
+        Returns:
+            The half-open pixel box (4,) int32 of the turned frame, and its grid, uint8; where the view has the original's
+            scale, what was given.
+        """
+        if grid.size == 0:
+            return np.zeros(4, np.int32), np.zeros((0, 0), np.uint8)
+        if self.size(height, width) == self.turned_size(height, width):
+            return np.asarray(box, np.int32), grid
+        rows, columns = self.turned_size(height, width)
+        vertical, horizontal = self.factors(height, width)
+        x0, y0, x1, y1 = (int(v) for v in box)
+        left, right, index_x, weight_x = _axis(x0, x1, grid.shape[1], horizontal, columns, cap)
+        top, bottom, index_y, weight_y = _axis(y0, y1, grid.shape[0], vertical, rows, cap)
+        return np.array([left, top, right, bottom], np.int32), _resample(grid, index_y, weight_y, index_x, weight_x)
 
     def invert(self, detections: Detections, height: int, width: int) -> Detections:
         """Detections of the view frame in the original frame of size (`height`, `width`)."""
@@ -203,12 +221,14 @@ def _unturn_grids(pixels, offset, shape, transpose, flip_rows, flip_columns):  #
     return out
 
 
-def _axis(low: int, high: int, cells: int, factor: float, length: int) -> tuple[int, int, np.ndarray, np.ndarray]:
+def _axis(
+    low: int, high: int, cells: int, factor: float, length: int, cap: int | None
+) -> tuple[int, int, np.ndarray, np.ndarray]:
     """How one axis of a grid is resampled: the target's pixel range, and the taps of each of its cells.
 
     Args:
         low, high: the grid's extent in view pixels; `cells`: how many stored cells cover it.
-        factor: view pixels per target pixel; `length`: the target frame's side, in pixels.
+        factor: view pixels per target pixel; `length`: the target frame's side, in pixels; `cap`: on its cells.
 
     Returns:
         first and end pixel of the target, indices (n, T) of stored cells and their weights (n, T) float32.
@@ -217,7 +237,7 @@ def _axis(low: int, high: int, cells: int, factor: float, length: int) -> tuple[
     reach = 0.5 * cell if factor < cell else 0.0
     first = min(max(math.floor((low - reach) / factor + 1e-9), 0), length - 1)
     end = max(min(math.ceil((high + reach) / factor - 1e-9), length), first + 1)
-    count = min(end - first, GRID_CAP)
+    count = end - first if cap is None else min(end - first, cap)
     edges = (first + (end - first) * np.arange(count + 1) / count) * factor  # of the target cells, in view pixels
     edges = (edges - low) / cell  # in stored cells
     if edges[1] - edges[0] >= 1 - 1e-9:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from pipeline import masks, records
+from pipeline.experiment import PROJECT
 from pipeline.records import GRID_CAP, Dataset, Detections, DetectionsWriter, Image, Instance
 
 SIZE = (60, 70)
@@ -339,3 +342,55 @@ def test_what_is_not_coco_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json"):
         Dataset.read(tmp_path / "x.json")
+
+
+# ---------------------------------------------------------------- results and memory ----------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_and_one_result_make_the_round_trip_too(count: int, tmp_path: Path) -> None:
+    table = random_table(9, 1, images=1).take(np.arange(count))
+    results = json.loads(json.dumps(table.to_coco({1: SIZE})))
+    back = Detections.from_coco(results, "file")
+    assert len(back) == count and back.sources == ["file"]
+    np.testing.assert_allclose(back.box, table.box, atol=1e-4)
+    assert [r["segmentation"] for r in back.to_coco({1: SIZE})] == [r["segmentation"] for r in results]
+    back.write(tmp_path / "t.parquet")
+    assert_same(Detections.read(tmp_path / "t.parquet"), back)
+
+
+def test_a_binary_mask_larger_than_the_cap_comes_back_from_results_within_a_bound() -> None:
+    y, x = np.mgrid[:700, :900]
+    disc = (np.hypot(y - 350, x - 450) < 320).astype(np.uint8)
+    rle = masks.crop_to_rle(disc, (0, 0, 900, 700), (700, 900), 1)
+    results = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": rle}]
+    again = coco_mask.decode(Detections.from_coco(results).to_coco({1: (700, 900)})[0]["segmentation"])
+    assert (again & disc).sum() / (again | disc).sum() > 0.985
+
+
+_STREAM = """
+import resource, sys
+import numpy as np
+from pipeline.records import Detections, DetectionsWriter, read_images
+
+count, path = int(sys.argv[1]), sys.argv[2]
+rng = np.random.default_rng(0)
+grids = [rng.integers(0, 256, (60, 60), np.uint8) for _ in range(100)]
+boxes = np.tile([5, 5, 65, 65], (100, 1))
+with DetectionsWriter(path, ["a"]) as writer:
+    for image in range(count):
+        writer.add(Detections.build(image, 1, np.full(100, 0.5), boxes, boxes, grids, "a"))
+for table in read_images(path):
+    assert len(table) == 100
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """Written and read image by image: 30 and 300 images of 100 masks, 11 MB and 108 MB, take the same memory."""
+    peaks = []
+    for count in (30, 300):
+        call = [sys.executable, "-c", _STREAM, str(count), str(tmp_path / "t.parquet")]
+        peaks.append(int(subprocess.run(call, check=True, capture_output=True, text=True, cwd=PROJECT).stdout))
+    assert (tmp_path / "t.parquet").stat().st_size > 50e6
+    assert peaks[1] - peaks[0] < 25_000  # kilobytes; whole, the larger file would take another 97,000

@@ -13,14 +13,15 @@ import yaml
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import nn
 
 from pipeline.backends import PredictJob, TrainJob, catalog, engine, inference, not_loadable
 from pipeline.backends.checkpoints import without_code
+from pipeline.backends.found import Found, Thresholded
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.samples import Sample, bgr_tensor
 from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings
@@ -82,9 +83,16 @@ def _merge(config: CfgNode, path: Path) -> None:
 
 
 def build(model: ModelSettings, classes: int, settings: PredictSettings | None = None) -> nn.Module:
-    """The network with its first weights (see `ModelSettings.weights`)."""
+    """The network with its first weights (see `ModelSettings.weights`).
+
+    Raises:
+        ExperimentError: the config is none, or its network finds boxes only.
+    """
     config = read_config(model, classes, settings)
     network: nn.Module = build_model(config)
+    if not any("mask" in name for name, _ in network.named_modules()):
+        raise ExperimentError(f"{model.config}: {type(network).__name__} finds boxes only, and masks are wanted")
+    network = revert_sync_batchnorm(network)  # one device has nobody to average with, and a CPU refuses to try
     source = config.MODEL.WEIGHTS if model.weights == "config" else model.weights
     if source:
         try:
@@ -162,6 +170,13 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     return {"batched_inputs": batch}
 
 
+def _full(result: Instances, thresholded: Thresholded) -> Found:
+    """What a network with masks of its whole input gives; boxes are optional there."""
+    masks, threshold = thresholded.behind(result.pred_masks)
+    boxes = result.pred_boxes.tensor if result.has("pred_boxes") else torch.zeros(len(result), 4)
+    return Found(boxes, result.scores, result.pred_classes, masks, True, threshold)
+
+
 class Detectron2:
     """See `pipeline.backends.Backend`."""
 
@@ -177,9 +192,14 @@ class Detectron2:
         engine.load_weights(network, job.checkpoint)
         network.eval()
 
-        def look(image: torch.Tensor) -> inference.Found:
-            found = network.inference([{"image": image}], do_postprocess=False)[0]  # type: ignore[operator]
-            return inference.Found(found.pred_boxes.tensor, found.scores, found.pred_classes, found.pred_masks[:, 0])
+        def look(images: list[torch.Tensor]) -> list[Found]:
+            batch = [{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images]
+            if isinstance(network, GeneralizedRCNN):
+                results = network.inference(batch, do_postprocess=False)
+                return [Found(r.pred_boxes.tensor, r.scores, r.pred_classes, r.pred_masks[:, 0]) for r in results]
+            with Thresholded() as thresholded:
+                results = [answer["instances"] for answer in network(batch)]
+            return [_full(result, thresholded) for result in results]
 
         yield from inference.predict(job, look)
 

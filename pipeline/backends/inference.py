@@ -1,95 +1,89 @@
-"""Inference of a network with RoI masks: every image under every view, back to Detections in the original image."""
+"""Inference: every image under every view, tile by tile where it is large, back to Detections in the original image.
+
+An image is read once for all its views. Whole in memory are its pixels, (H, W, 3) uint8, and what is found in it; with
+``predict.tile`` set, the network, its activations and its masks never see more than a tile under a view.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from pipeline import tiles
 from pipeline.backends import PredictJob
+from pipeline.backends.found import Found, detections
 from pipeline.backends.samples import bgr_tensor, read_image
-from pipeline.masks import paste_roi
+from pipeline.experiment import PredictSettings
 from pipeline.records import Detections, Image
+from pipeline.tiles import Tile
 from pipeline.views import View, parse
 
-
-@dataclass
-class Found:
-    """What a network says about one image.
-
-    Attributes:
-        boxes: (N, 4) float x0, y0, x1, y1 in the pixels that the network was given.
-        scores: (N,) in 0..1.
-        labels: (N,) int64 class index 0..C-1.
-        masks: (N, M, M) probabilities over the boxes.
-    """
-
-    boxes: torch.Tensor
-    scores: torch.Tensor
-    labels: torch.Tensor
-    masks: torch.Tensor
+Look = Callable[[list[torch.Tensor]], list[Found]]
+"""A network: images, each (3, H, W) uint8 BGR, all of one size → what it finds in each."""
 
 
-def predict(job: PredictJob, look: Callable[[torch.Tensor], Found]) -> Iterator[tuple[Image, Detections]]:
-    """Yield every image of the job with all its views' Detections.
-
-    Args:
-        look: the network: a (3, H, W) uint8 BGR image → what it finds there.
-    """
+def predict(job: PredictJob, look: Look) -> Iterator[tuple[Image, Detections]]:
+    """Yield every image of the job with all its views' Detections."""
     category_ids = np.array(sorted(job.images.categories), np.int32)
-    views = [(name, parse(name)) for name in job.views]
+    views = [parse(name) for name in job.views]
+    sources = [f"{job.title}/{name}" for name in job.views]
     for image in job.images.images:
         pixels = read_image(job.images.path(image))
-        tables = []
-        for name, view in views:
-            with torch.inference_mode():
-                found = look(bgr_tensor(view.apply(pixels)))
-            tables.append(
-                detections(
-                    view,
-                    image,
-                    found.boxes.float().cpu().numpy(),
-                    found.scores.float().cpu().numpy(),
-                    category_ids[found.labels.cpu().numpy()],
-                    found.masks.float().cpu().numpy(),
-                    f"{job.title}/{name}",
-                )
-            )
-        yield image, Detections.concatenate(tables)
+        yield image, look_at(pixels, image.id, views, sources, category_ids, job.settings, look)
 
 
-def detections(
-    view: View,
-    image: Image,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    categories: np.ndarray,
-    masks: np.ndarray,
-    source: str,
+def look_at(
+    pixels: np.ndarray,
+    image_id: int,
+    views: list[View],
+    sources: list[str],
+    category_ids: np.ndarray,
+    settings: PredictSettings,
+    look: Look,
 ) -> Detections:
-    """Paste RoI masks at the original's resolution and turn them back.
+    """One image's Detections under all views, view by view.
 
-    The view's scale is undone on the float boxes, so no mask is resampled twice; its turn is undone exactly.
+    Tiles are cut from the original, so `settings.tile` is in its pixels; the views then apply to each tile. Tiles and views
+    that the network sees at one size go through it `settings.batch` at a time.
 
     Args:
-        boxes: (N, 4) float boxes in the pixels of the view.
-        scores: (N,) in 0..1.
-        categories: (N,) the competition's category ids.
-        masks: (N, M, M) float32 probabilities over the boxes.
+        pixels: (H, W, 3) uint8 RGB.
+        sources: what the detections of each view are called.
     """
-    height, width = view.turned_size(image.height, image.width)
-    boxes = view.unscale_boxes(np.asarray(boxes, np.float32).reshape(-1, 4), image.height, image.width)
-    pasted = [paste_roi(mask, box, (height, width)) for mask, box in zip(masks, boxes, strict=True)]
-    kept = [k for k, (_, grid) in enumerate(pasted) if grid.size]
-    table = Detections.build(
-        image.id,
-        categories[kept],
-        scores[kept],
-        boxes[kept],
-        [pasted[k][0] for k in kept],
-        [pasted[k][1] for k in kept],
-        source,
-    )
-    return view.unturn(table, image.height, image.width)
+    height, width = pixels.shape[:2]
+    tiled = settings.tile is not None
+    windows = [Tile(0, 0, width, height, (False,) * 4)]
+    if settings.tile is not None:
+        windows = tiles.layout(height, width, settings.tile.size, settings.tile.overlap)
+    by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for v, view in enumerate(views):
+        for t, tile in enumerate(windows):
+            by_size.setdefault(view.size(*tile.size), []).append((v, t))
+    tables: dict[tuple[int, int], Detections] = {}
+    for same in by_size.values():
+        for first in range(0, len(same), settings.batch):
+            chunk = same[first : first + settings.batch]
+            shown = [bgr_tensor(views[v].apply(_window(pixels, windows[t]))) for v, t in chunk]
+            with torch.inference_mode():
+                answers = look(shown)
+            for (v, t), found in zip(chunk, answers, strict=True):
+                tables[v, t] = detections(
+                    views[v],
+                    image_id,
+                    windows[t].size,
+                    found,
+                    category_ids,
+                    sources[v],
+                    settings.score_threshold,
+                    cap=not tiled,
+                )
+    if not tiled:
+        return Detections.concatenate([tables[v, 0] for v in range(len(views))])
+    joined = [tiles.join(windows, [tables[v, t] for t in range(len(windows))]) for v in range(len(views))]
+    return Detections.concatenate(joined)
+
+
+def _window(pixels: np.ndarray, tile: Tile) -> np.ndarray:
+    return pixels[tile.y0 : tile.y1, tile.x0 : tile.x1]

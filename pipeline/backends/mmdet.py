@@ -18,18 +18,23 @@ from mmdet.structures.mask import BaseInstanceMasks, BitmapMasks
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import CheckpointLoader, load_state_dict
 from mmengine.structures import InstanceData
 from torch import nn
 
 from pipeline.backends import CheckpointError, PredictJob, TrainJob, catalog, engine, inference, not_loadable
 from pipeline.backends.checkpoints import without_code
+from pipeline.backends.found import Found, Thresholded
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.samples import Sample, bgr_tensor
 from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings
 from pipeline.records import Detections, Image
 
 log = logging.getLogger("pipeline.mmdet")
+
+STRIDE = 32
+"""What sides are padded to a multiple of where a network does not say: the coarsest of its feature maps."""
 
 
 # ---------------------------------------------------------------- the network -----------------------------------------
@@ -58,8 +63,12 @@ def read_config(model: ModelSettings, classes: int) -> Config:
 def _set_classes(node: Any, classes: int) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
-            if key == "num_classes":
+            if key in ("num_classes", "num_things_classes"):
                 node[key] = classes
+            elif key == "num_stuff_classes":
+                node[key] = 0
+            elif key == "class_weight" and isinstance(value, (list, tuple)) and value:  # the last is the background's
+                node[key] = [value[0]] * classes + [value[-1]]
             elif key != "semantic_head":  # stuff classes are not the competition's
                 _set_classes(value, classes)
     elif isinstance(node, (list, tuple)):
@@ -90,10 +99,12 @@ def build(model: ModelSettings, classes: int) -> nn.Module:
         _forget_pretrained(config.model)
     MMLogger.get_current_instance().setLevel("ERROR")  # it lists every parameter's first value otherwise
     network: nn.Module = MODELS.build(config.model)
-    if not getattr(getattr(network, "roi_head", None), "with_mask", False):
-        raise ExperimentError(
-            f"{model.config}: {type(network).__name__} has no RoI mask head; only such models work so far"
-        )
+    if not any(hasattr(module, "loss_mask") for module in network.modules()):  # what finds masks has learnt them
+        raise ExperimentError(f"{model.config}: {type(network).__name__} finds boxes only, and masks are wanted")
+    preprocessor: Any = network.data_preprocessor
+    if getattr(preprocessor, "pad_size_divisor", 0) == 1:  # such networks leave it to their own loaders to pad
+        preprocessor.pad_size_divisor = STRIDE
+    network = revert_sync_batchnorm(network)  # one device has nobody to average with, and a CPU refuses to try
     try:
         with without_code():
             network.init_weights()  # type: ignore[operator]
@@ -214,37 +225,74 @@ def _keep_roi_masks(
     return results_list
 
 
+def _keep_query_masks(self: Any, mask_cls: torch.Tensor, mask_pred: torch.Tensor) -> InstanceData:
+    """Stands in for the `instance_postprocess` of MaskFormer's kin: keeps probabilities, one map for each query.
+
+    The same numbers, but the framework copies a query's map for every class among the best; here the copies are views.
+
+    Args:
+        mask_cls: (Q, C + 1) class logits. mask_pred: (Q, H, W) mask logits.
+    """
+    scores = mask_cls.softmax(dim=-1)[:, :-1]
+    best, flat = scores.flatten().topk(min(self.test_cfg.max_per_image, scores.numel()))
+    queries, labels = flat // scores.shape[1], flat % scores.shape[1]
+    probabilities = [logits.sigmoid() for logits in mask_pred]
+    certainty = torch.stack([(p * (p > 0.5)).sum() / ((p > 0.5).sum() + 1e-6) for p in probabilities])
+    results = InstanceData()
+    results.scores = best * certainty[queries]
+    results.labels = labels
+    results.bboxes = mask_pred.new_zeros(len(best), 4)
+    results.masks = [probabilities[query] for query in queries.tolist()]
+    return results
+
+
 def _prepare_for_inference(network: nn.Module, settings: PredictSettings) -> None:
-    """Apply the prediction limits, which frameworks set to 100 detections, and ask for RoI masks instead of frames."""
+    """Apply the prediction limits, which frameworks set to 100 detections, and ask for probabilities instead of frames."""
     _set_limits(network, settings)
     roi_head = getattr(network, "roi_head", None)
     heads = getattr(roi_head, "mask_head", None)
     for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
         if head is not None:
             head.predict_by_feat = types.MethodType(_keep_roi_masks, head)
+    fusion = getattr(network, "panoptic_fusion_head", None)
+    if fusion is not None:
+        fusion.instance_postprocess = types.MethodType(_keep_query_masks, fusion)
 
 
 def _set_limits(network: nn.Module, settings: PredictSettings) -> None:
+    # networks with a fixed number of queries ask for the best of as many candidates as they have, and no more
+    queries = [getattr(module, "num_proposals", 0) for module in network.modules()]
     seen: set[int] = set()
     for module in network.modules():
         for name in ("test_cfg", "proposal_cfg"):
             config = getattr(module, name, None)
             if isinstance(config, dict) and id(config) not in seen:
                 seen.add(id(config))
-                _limit(config, settings)
+                _limit(config, settings, max(queries))
 
 
-def _limit(config: Any, settings: PredictSettings) -> None:
-    proposals = "score_thr" not in config
+def _limit(config: Any, settings: PredictSettings, queries: int) -> None:
+    proposals = "score_thr" not in config and not queries
     for key, value in config.items():
         if isinstance(value, dict):
-            _limit(value, settings)
-        elif key == "score_thr":
+            _limit(value, settings, queries)
+        elif key in ("score_thr", "filter_thr"):  # the second is SOLO's, of the scores after its suppression
             config[key] = settings.score_threshold
+        elif key == "max_per_image":
+            config[key] = settings.max_detections
+        elif key == "max_per_img" and queries:
+            config[key] = min(settings.max_detections, queries)
         elif key == "max_per_img":
             config[key] = max(value, settings.max_detections) if proposals else settings.max_detections
         elif key == "nms_pre":
             config[key] = max(value, settings.max_detections)
+    if "instance_on" in config:
+        config.update(instance_on=True, panoptic_on=False, semantic_on=False)
+
+
+def _found(result: InstanceData, thresholded: Thresholded, full: bool) -> Found:
+    masks, threshold = thresholded.behind(result.masks)
+    return Found(result.bboxes, result.scores, result.labels.long(), masks, full, threshold)
 
 
 class MMDetection:
@@ -264,11 +312,13 @@ class MMDetection:
         _prepare_for_inference(network, job.settings)
         network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
-        def look(image: torch.Tensor) -> inference.Found:
-            batch = {"inputs": [image], "data_samples": [_data_sample(image.shape[1:])]}
-            found = network.test_step(batch)[0].pred_instances  # type: ignore[operator]
-            return inference.Found(found.bboxes, found.scores, found.labels, found.masks)
+        def look(images: list[torch.Tensor]) -> list[Found]:
+            batch = {"inputs": images, "data_samples": [_data_sample(image.shape[1:]) for image in images]}
+            with Thresholded() as thresholded:
+                results = [sample.pred_instances for sample in network.test_step(batch)]  # type: ignore[operator]
+            return [_found(result, thresholded, full) for result in results]
 
+        full = not hasattr(network, "roi_head")
         yield from inference.predict(job, look)
 
 
