@@ -1,8 +1,8 @@
 """COCO's summary of dense images: maskfold, pycocotools and, where it is installed, faster-coco-eval, side by side.
 
-    python benchmarks/coco_metric.py                    20 images, a few seconds
-    python benchmarks/coco_metric.py --images 500       the size of the goal, some five minutes, nearly all of them pycocotools'
-    python benchmarks/coco_metric.py --limit 1000       look at 1,000 detections of an image (pycocotools: a minute an image)
+    python -m benchmarks.coco_metric                    20 images, a few seconds
+    python -m benchmarks.coco_metric --images 500       the size of the goal, some five minutes, nearly all of them pycocotools'
+    python -m benchmarks.coco_metric --limit 1000       look at 1,000 detections of an image (pycocotools: a minute an image)
 
 Images of 1000x1000 with 400 drawn nuclei and 1,000 detections each, one class, as annotation and results files. Each
 implementation reads both files and computes the twelve numbers in a process of its own; seconds are its processor time, memory

@@ -1,6 +1,6 @@
 """The DSB rule from run lengths against the plain way over dense matrices, side by side.
 
-    python benchmarks/dsb_rule.py
+    python -m benchmarks.dsb_rule
 
 As many images as stage 1 has to test on, 65, with the 4,152 masks that are in them: taken from the competition's training
 images where they are at hand (../shared/data/dsb2018 or data/dsb2018), else drawn. The predictions are the truths moved

@@ -1,6 +1,6 @@
 """How alike folds are: our dealing of groups against scikit-learn's StratifiedGroupKFold, on real competitions.
 
-    python benchmarks/folds.py [../shared/data]
+    python -m benchmarks.folds [../shared/data]
 
 A quantity (images; each stratum; each class's instances, and images that hold it) is even where every fold has its share of
 it. The unevenness of a quantity is the largest deviation of any fold from that share, in percent of the share; the table gives

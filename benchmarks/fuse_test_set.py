@@ -1,6 +1,6 @@
 """A whole test set through the fusion, from prediction files to a fused file, and how time and memory grow with images.
 
-    PYTHONPATH=. python benchmarks/fuse_test_set.py
+    python -m benchmarks.fuse_test_set
 
 Six images of 1000x1000, each with what 28 trainings (7 models of 4 folds) found under 8 views, 1,000 detections a view:
 1,344,000 soft masks in 28 Parquet files. The masks are drawn, as many and as large as nuclei. Then a tenfold of images
@@ -98,7 +98,7 @@ def fuse(folder: Path) -> dict[str, float]:
 
 def measured(folder: Path) -> dict[str, float]:
     """`fuse` in a process of its own."""
-    run = subprocess.run([sys.executable, __file__, str(folder)], check=True, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-m", "benchmarks.fuse_test_set", str(folder)], check=True, capture_output=True, text=True)
     return dict(json.loads(run.stdout))
 
 

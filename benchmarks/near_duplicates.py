@@ -1,6 +1,6 @@
 """How far copies of real images are apart, and how near different ones: what the thresholds of near_duplicates.py rest on.
 
-    python benchmarks/near_duplicates.py [../shared/data]
+    python -m benchmarks.near_duplicates [../shared/data]
 
 Every image is turned at random, scaled by 0.4, 0.6 or 1.5, compressed to JPEG quality 30, 50 or 80 and brightened by a gamma of
 0.7 or 1.4, step by step; and cropped by 2 and 5 percent of its sides, which is no longer what is promised to be found. Then the

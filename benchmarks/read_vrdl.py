@@ -1,6 +1,6 @@
 """VRDL 2021's 14,598 mask files from its zip to run lengths: ours against the plain way, side by side.
 
-    python benchmarks/read_vrdl.py [dataset.zip]      default: ../shared/data/vrdl2021/dataset.zip; about two minutes
+    python -m benchmarks.read_vrdl [dataset.zip]      default: ../shared/data/vrdl2021/dataset.zip; about two minutes
 
 The plain way opens the zip with zipfile, decodes each mask with OpenCV and encodes the full frame with pycocotools, one after
 another. Ours is what `prepare` does, checks for damaged, empty and repeated masks and for shared pixels included. Seconds are

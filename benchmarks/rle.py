@@ -1,6 +1,6 @@
 """A thousand soft masks of a large image as COCO run lengths: from the crops, against pasting into full frames.
 
-    PYTHONPATH=. python benchmarks/rle.py
+    python -m benchmarks.rle
 
 1,000 objects on 2000x2500 pixels, as a Mask R-CNN gives them: 28x28 probabilities and a box. The plain way is MMDetection's
 own `_do_paste_mask` into a frame the size of the image, one half as the threshold, and pycocotools' encoder; Detectron2's
@@ -105,7 +105,7 @@ def main() -> None:
     union = np.array([coco_mask.area(coco_mask.merge([a, b])) for a, b in zip(ours, theirs, strict=True)], float)
     common = np.array([coco_mask.area(coco_mask.merge([a, b], True)) for a, b in zip(ours, theirs, strict=True)], float)
     differing = float((union - common).sum())
-    run = subprocess.run([sys.executable, __file__, "memory"], check=True, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-m", "benchmarks.rle", "memory"], check=True, capture_output=True, text=True)
     rise, peak = json.loads(run.stdout)
 
     def verdict(holds: bool) -> str:

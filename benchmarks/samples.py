@@ -1,6 +1,6 @@
 """One training sample of a dense image: crops against full-frame bitmaps, side by side.
 
-    python benchmarks/samples.py
+    python -m benchmarks.samples
 
 An image of 1000x1000 with 1,862 objects (the densest of VRDL 2021), samples of 512x512. The plain way decodes every object to
 a full frame with pycocotools and cuts the window out, as the frameworks' own loaders do with RLE annotations.

@@ -1,6 +1,6 @@
 """What our training loop costs on top of a framework's own: the same network, batches and optimizer steps, side by side.
 
-    PYTHONPATH=. python benchmarks/training.py
+    python -m benchmarks.training
 
 Ours is `engine.run` on Samples. Theirs takes the same samples, made in the same way inside its loop: MMEngine's Runner with its
 default hooks for MMDetection, SimpleTrainer for Detectron2. Rounds are interleaved and the fastest counts; the target is at most

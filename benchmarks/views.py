@@ -1,6 +1,6 @@
 """What views cost: eight turns of an image against one, and batches of them against one by one.
 
-    PYTHONPATH=. python benchmarks/views.py
+    python -m benchmarks.views
 
 Slim Mask R-CNNs with random weights on 192x192 images, in both frameworks where installed. The image is read once for all its
 views, so eight should cost at most eight times one; the target is 8.2. Rounds are interleaved and the fastest counts.

@@ -1,6 +1,6 @@
 """Weighted boxes fusion with membership against ensemble_boxes, side by side; with the soft masks as well.
 
-    PYTHONPATH=. python benchmarks/wbf.py
+    python -m benchmarks.wbf
 
 1,000 objects seen by 20 sources, 20,000 boxes; and 10 objects seen by 10, where what a call costs by itself counts. The
 reference gives boxes only. With masks, the same 20,000 boxes come with their soft masks, 12,000,000 pixels in all: they are

@@ -10,7 +10,12 @@
     lists.py      finished lists (submission files) as voters
     match.py      which fused masks are true, for training and tuning on out-of-fold data
     ruler.py      what tuning measures, and the gain of one fusion over another
+    study.py      the out-of-fold images, fused under many settings
+    ladder.py     steps, each kept only if it holds against the one below
+    search.py     the clustering's settings, by a bounded search
     tune.py       the settings that out-of-fold data supports
+    nested.py     what tuned settings are worth on other images
+    threshold.py  the least score of a submitted mask, where the metric has no confidences
     settings.py   fusion.yaml
     crops.py      many soft masks at one cell per pixel, flat: what all of these compute on
 
