@@ -18,6 +18,9 @@ log = logging.getLogger("pipeline.fusion")
 OFTEN = 0.7
 """A change must gain in this fraction of the bootstrapped sets of images."""
 
+LEAST = 0.0005
+"""A change must gain so much on average: a smaller gain is not worth another setting, however often it occurs."""
+
 TOLERANCE = 0.01
 """The competition's score may fall by so much before it speaks against a change: average precision moves in such steps."""
 
@@ -135,7 +138,7 @@ class Ladder:
 
 
 def _supported(gain: Gain) -> bool:
-    return gain.mean > 0 and gain.often >= OFTEN and not gain.worse
+    return gain.mean >= LEAST and gain.often >= OFTEN and not gain.worse
 
 
 def _difference(before: Fusion, after: Fusion) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 The search is short and in the order of a ladder, each rung compared with the one below on the same images: the best
 single model of one fold; the models of further folds that did not see the image, where the folds are repeated; views;
 more models, one by one; the clustering's settings; rescoring; post-processing. A change is taken only when its mean gain
-over bootstrapped sets of images is positive, in a clear majority of them, no category loses beyond noise, and the
-competition's own score does not fall. The learned rescorer is cross-fitted throughout, so that its gain is measured on
-images whose fold it has not seen. The settings themselves are chosen on the same images that they are measured on: how
-much that flatters the ladder's last value is estimated beside it (nested.py).
+over bootstrapped sets of images is worth a setting, it gains in a clear majority of them, no category loses beyond noise,
+and the competition's own score does not fall. The learned rescorer is cross-fitted throughout, so that its gain is
+measured on images whose fold it has not seen. The settings themselves are chosen on the same images that they are
+measured on: how much that flatters the ladder's last value is estimated beside it (nested.py).
 """
 
 from __future__ import annotations
