@@ -98,7 +98,9 @@ def fuse(folder: Path) -> dict[str, float]:
 
 def measured(folder: Path) -> dict[str, float]:
     """`fuse` in a process of its own."""
-    run = subprocess.run([sys.executable, "-m", "benchmarks.fuse_test_set", str(folder)], check=True, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.fuse_test_set", str(folder)], check=True, capture_output=True, text=True
+    )
     return dict(json.loads(run.stdout))
 
 
