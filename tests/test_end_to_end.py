@@ -28,7 +28,6 @@ EXPERIMENT = {
     },
     "predict": {"views": ["identity", "hflip@1.2"], "max_detections": 60},
 }  # fmt: skip
-"""Generous: a run with nothing to do takes about three seconds on a machine with nothing else to do."""
 
 
 def run(file: Path, root: Path, *options: str) -> str:

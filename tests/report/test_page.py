@@ -207,3 +207,13 @@ def test_wording() -> None:
     ]
     assert page.thousands(1234567) == "1\u202f234\u202f567"
     assert [page.measure(v) for v in (187, 0.25, 1.0, 0.0)] == ["187", "0.2500", "1.0000", "0.0000"]
+
+
+def test_the_honest_estimate_stands_beside_the_ladder(whole: DrawnRun) -> None:
+    assert not read(whole).says("honest gain")  # none was made
+    said = "{parts: 3, single: 0.91, honest: 0.9312, optimistic: 0.9534, gain: 0.0212, low: -0.004, high: 0.0425}"
+    with whole.layout.fusion.open("a") as file:
+        file.write(f"estimate: {said}\n")
+    reader = read(whole)
+    for number in ("0.9312", "0.9534", "+0.0212 (-0.0040 to +0.0425)"):
+        assert reader.says(number), number
