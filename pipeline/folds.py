@@ -243,7 +243,7 @@ def read_csv(path: Path) -> list[Row]:
         raise FoldsError(
             f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(fields) or 'none'}"
         )
-    further = [field for field in fields if re.fullmatch(r"fold_\d+", field)]
+    further = sorted((field for field in fields if re.fullmatch(r"fold_\d+", field)), key=lambda field: int(field[5:]))
     rows = []
     for number, line in enumerate(table, start=2):
         image, fold = (line["image"] or "").strip(), (line["fold"] or "").strip()

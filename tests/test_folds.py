@@ -306,4 +306,4 @@ def test_any_bytes_are_folds_or_a_clear_error(tmp_path: Path, content: bytes) ->
     except FoldsError as error:
         assert "folds.csv" in str(error)
         return
-    assert set(found) == {1, 2} and all(fold >= 0 for fold in found.values())
+    assert set(found) == {1, 2} and all(fold >= 0 for (fold,) in found.values())
