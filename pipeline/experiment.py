@@ -166,7 +166,14 @@ class FusionSettings(Settings):
     """What the overlap is measured on."""
     skip: per_class.Score = 0.05
     """Detections scored below this do not vote. One number, or one for each category."""
-    confidence: Literal["avg", "max"] = "avg"
+    confidence: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg"
+    """Of a cluster of weighted boxes fusion, see fusion/clusters.py."""
+    views: list[str] | None = None
+    """The views that vote; null for all."""
+    one_per_source: bool = False
+    """At most one detection of a voter in a cluster."""
+    member_weight: Literal["score", "voter"] = "score"
+    """What weighs a member's mask in the average: its score x its voter's weight, or the voter's weight alone."""
     sigma: float = Field(0.5, gt=0)
     """soft-nms-gaussian: an overlap o leaves exp(-o o / sigma) of a score."""
     floor: float = Field(0.001, ge=0, lt=1)
@@ -181,6 +188,8 @@ class FusionSettings(Settings):
     """Masks of fewer pixels are dropped. One number, or one for each category."""
     overlap_removal: Literal["none", "score", "probability"] = "none"
     """Who keeps a pixel that several masks claim: all; the best-scored; the one with the larger probability there."""
+    duplicates: float | None = Field(None, gt=0, le=1)
+    """Drop a fused mask that shares at least this fraction of the smaller one with a better-ranked one; null to keep all."""
     tune: bool = True
     nested: bool = True
     """Also estimate what tuned settings are worth on images that they were not chosen on; takes as long as tuning itself

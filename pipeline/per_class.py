@@ -5,7 +5,8 @@ In a settings file:
     iou: 0.5
     iou: {nucleus: 0.6, 7: 0.4, default: 0.5}
 
-Categories stand by their name or their id; `default` is for those that are not named, and needed unless all are.
+Categories stand by their id or their name (one that is some category's id is read as the id); `default` is for those that
+are not named, and needed unless all are.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def by_id(setting: Any, categories: Mapping[int, str]) -> Any:
     known = {str(k) for k in categories}
     out: dict[str, Any] = {}
     for key, value in setting.items():
-        name = key if key == DEFAULT or key not in ids else ids[key]
+        name = key if key == DEFAULT or key in known else ids.get(key, key)
         if name != DEFAULT and name not in known:
             near = difflib.get_close_matches(key, [*ids, *known], n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -80,11 +81,11 @@ def by_id(setting: Any, categories: Mapping[int, str]) -> Any:
 
 
 def by_name(setting: Any, categories: Mapping[int, str]) -> Any:
-    """The setting with its categories named by name, where that says which: names that repeat stay ids."""
+    """The setting with its categories named by name, where that says which: names that repeat, or are ids, stay ids."""
     if not isinstance(setting, Mapping):
         return setting
     names = list(categories.values())
-    plain = {str(k): name for k, name in categories.items() if names.count(name) == 1}
+    plain = {str(k): n for k, n in categories.items() if names.count(n) == 1 and n not in map(str, categories)}
     return {plain.get(key, key): value for key, value in setting.items()}
 
 

@@ -91,7 +91,8 @@ def vote(
     table = Detections(
         image_id=detections.image_id[clusters.founder],
         category_id=clusters.category.astype(np.int32),
-        score=clusters.score,
+        # unequal weights, and two members of the heavier voter: the mean of weighted votes then exceeds their whole weight
+        score=np.minimum(clusters.score, 1.0),
         box=clusters.box.astype(np.float32),
         source=np.zeros(count, np.int16),
         sources=[Voter.parse(voters[0]).fold],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ LEAST = 0.0005
 TOLERANCE = 0.01
 """The competition's score may fall by so much before it speaks against a change: average precision moves in such steps."""
 
-Confirm = Callable[[Detections], dict[str, Any]]
-"""The competition's score of fused detections; has at least the key ``score``."""
+Confirm = Callable[[Detections, Sequence[int]], dict[str, Any]]
+"""The competition's score of fused detections on the images of these ids; has at least the key ``score``."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Ladder:
     def _ask(self, settings: Fusion) -> dict[str, Any]:
         if self.confirm is None:
             return {}
-        return self.confirm(Detections.concatenate(self.study.fused(settings)))
+        found = Detections.concatenate(self.study.fused(settings))
+        return self.confirm(found, [case.image_id for case in self.study.cases])
 
     def start(self, step: str, candidates: Iterable[Fusion]) -> None:
         """The first rung: the best of the candidates."""

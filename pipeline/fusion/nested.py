@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.fusion.ladder import Confirm, Ladder
+from pipeline.fusion.ladder import Ladder
 from pipeline.fusion.rescore import Rescorer, group_of
 from pipeline.fusion.ruler import Ruler, Sheet
 from pipeline.fusion.settings import Fusion
@@ -36,8 +36,6 @@ class Estimate:
         optimistic: the settings that were chosen on all images.
         gain: of `honest` over `single`; 90 % of the bootstrapped sets of images, drawn within the parts, gain between `low`
             and `high`.
-        competition: the competition's own numbers of the honest fusions of all parts, where they were asked for. Where
-            scores are ranked over all images they suffer from the parts' different settings.
     """
 
     parts: int
@@ -47,7 +45,6 @@ class Estimate:
     gain: float
     low: float
     high: float
-    competition: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,7 +55,6 @@ def estimate(
     ruler: Ruler,
     climb: Callable[[Sequence[Case]], Ladder],
     fused: Sequence[Detections],
-    confirm: Confirm | None = None,
 ) -> Estimate | None:
     """Repeat a tuning without each part of the images.
 
@@ -77,7 +73,6 @@ def estimate(
     parts = min(PARTS, len(groups))
     part = np.array([groups.index(name) % parts for name in group])
     sheets: dict[str, list[Sheet]] = {"single": [], "honest": [], "optimistic": []}
-    out: list[Detections] = []
     for k in range(parts):
         inside, outside = np.flatnonzero(part == k), np.flatnonzero(part != k)
         ladder = climb([cases[i] for i in outside])
@@ -91,7 +86,6 @@ def estimate(
             ("optimistic", [fused[i] for i in inside]),
         ):
             sheets[name].append(ruler.sheet(lists, truth))
-        out += honest
     sizes = np.bincount(part)
     value = {name: _mean([ruler.value(sheet) for sheet in found], sizes) for name, found in sheets.items()}
     draws = {name: _drawn(ruler, sheets[name], sizes) for name in ("honest", "single")}
@@ -104,7 +98,6 @@ def estimate(
         value["honest"] - value["single"],
         float(low),
         float(high),
-        confirm(Detections.concatenate(out)) if confirm is not None else {},
     )
 
 

@@ -246,7 +246,7 @@ class Table:
 
     Attributes:
         features: (N, F).
-        true: (N,) bool, the mask is a true positive of its image at IoU 0.5.
+        true: (N,) bool, the mask is a true positive of its image at the least overlap that the ruler asks for.
         iou: (N,) float32, its largest IoU with any truth.
         group: (N,) text; rows of one group are never on both sides of a fit and its use.
     """

@@ -71,16 +71,16 @@ class Ruler:
         }
         for i, (detections, true) in enumerate(zip(found, truth, strict=True)):
             pairs = overlaps[i] if overlaps is not None else Overlaps.of(detections, true)
+            ranking = np.full(len(detections), -np.inf)
             for category in np.unique(detections.category_id):
-                mine = np.flatnonzero(detections.category_id == category)
-                mine = mine[np.argsort(-detections.score[mine], kind="stable")][: self.max_detections]
-                if category not in categories:
-                    continue
-                ranking = np.full(len(detections), -np.inf)
-                ranking[mine] = detections.score[mine]
-                for iou in self.ious:
-                    right, ignored = pairs.matched(ranking, iou)
-                    kept = mine[~ignored[mine]]
+                own = np.flatnonzero(detections.category_id == category)
+                own = own[np.argsort(-detections.score[own], kind="stable")][: self.max_detections]
+                ranking[own] = detections.score[own]
+            for iou in self.ious:
+                right, ignored = pairs.matched(ranking, iou)
+                counted = np.isfinite(ranking) & ~ignored
+                for category in categories:
+                    kept = np.flatnonzero(counted & (detections.category_id == category))
                     rows[int(category), iou].append((detections.score[kept], right[kept], np.full(len(kept), i)))
         sheet = {}
         for (category, iou), parts in rows.items():
@@ -128,10 +128,14 @@ class Ruler:
             return Gain(0.0, 0.0, 0.0, 0.0, [])
         weights = self.drawn(len(next(iter(before.values())).wanted))
         each = self.values(after, weights) - self.values(before, weights)
+        each = each[:, ~np.isnan(each).all(axis=0)]  # draws without anything to find say nothing
+        if not each.size:
+            return Gain(0.0, 0.0, 0.0, 0.0, [])
         per_draw = np.nanmean(each, axis=0)
         low, high = np.percentile(per_draw, [5, 95])
         categories = list(dict.fromkeys(category for category, _ in before))
-        worse = [category for category, row in zip(categories, each, strict=True) if np.nanmean(row < 0) >= 0.95]
+        known = [row[~np.isnan(row)] for row in each]  # a draw without the category is no vote for it
+        worse = [c for c, row in zip(categories, known, strict=True) if row.size and (row < 0).mean() >= 0.95]
         return Gain(float(per_draw.mean()), float(low), float(high), float((per_draw > 0).mean()), worse)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from pipeline import per_class
 from pipeline.experiment import ExperimentError, FusionSettings
@@ -18,15 +18,6 @@ from pipeline.files import writing
 class Fusion(FusionSettings):
     """The experiment's fusion settings and, beside them, what only out-of-fold data can choose."""
 
-    confidence: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg"  # type: ignore[assignment]
-    views: list[str] | None = None
-    """The views that vote; null for all."""
-    one_per_source: bool = False
-    """At most one detection of a voter in a cluster."""
-    member_weight: Literal["score", "voter"] = "score"
-    """What weighs a member's mask in the average: its score x its voter's weight, or the voter's weight alone."""
-    duplicates: float | None = Field(None, gt=0, le=1)
-    """Drop a fused mask that shares at least this fraction of the smaller one with a better-ranked one; null to keep all."""
     min_score: per_class.Score = 0.0
     """Fused masks scored below this are left out, see fusion/threshold.py. One number, or one for each category."""
 

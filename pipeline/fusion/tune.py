@@ -11,7 +11,7 @@ measured on: how much that flatters the ladder's last value is estimated beside 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def tune(
     fused = ladder.study.fused(ladder.settings)
     worth = None
     if nested:
-        worth = estimate(cases, ruler, lambda some: climb(some, base, ruler, None, held), fused, confirm)
+        worth = estimate(cases, ruler, lambda some: climb(some, base, ruler, confirm, held), fused)
     return Tuned(ladder.settings, ladder.rungs, ladder.study.table(ladder.settings), fused, worth)
 
 
@@ -120,7 +120,7 @@ def climb(
     if len(models) > 1:
         worth = {m: ruler.value(home.sheet(alone[m])) for m in models}
         step = {m: base.weights.get(m, 1.0) for m in models}
-        ladder.rung("+ models", lambda: _add_models(ladder, step, worth))
+        ladder.rung("+ models", lambda: _add_models(ladder, step, worth, first))
     if any(len(voters_of(ladder.settings, case.voters)) > 1 for case in cases):
         ladder.rung("+ clustering", lambda: search(ladder))
     everyone = {m: base.weights.get(m, 1.0) for m in study.models()}
@@ -137,9 +137,10 @@ def _by_scale(views: Sequence[str]) -> list[list[str]]:
     return list(groups.values()) if len(groups) > 1 else []
 
 
-def _add_models(ladder: Ladder, step: dict[str, float], worth: dict[str, float]) -> None:
+def _add_models(ladder: Ladder, step: dict[str, float], worth: dict[str, float], first: Callable[[str], str]) -> None:
     """Greedy forward selection with replacement (Caruana and others, "Ensemble selection from libraries of models", 2004):
-    the model that helps most joins or, being in, gets more weight, until none helps."""
+    the model that helps most joins or, being in, gets more weight, until none helps. One that has none of the views that vote
+    brings its first."""
     method = "wbf" if ladder.settings.method == "concatenate" else ladder.settings.method
     ranked = sorted(worth, key=lambda m: -worth[m])
     for _ in range(MOST_ROUNDS):
@@ -147,10 +148,13 @@ def _add_models(ladder: Ladder, step: dict[str, float], worth: dict[str, float])
         inside = [m for m in ranked if state.weights.get(m, 0.0) > 0]
         new = [m for m in ranked if m not in inside][:CANDIDATES]
         again = inside if len(inside) > 1 else []  # a lone model's weight weighs nothing
-        options = [
-            with_changes(state, weights={**state.weights, m: state.weights.get(m, 0.0) + step[m]}, method=method)
-            for m in new + again
-        ]
+        options = []
+        for m in new + again:
+            weights = {**state.weights, m: state.weights.get(m, 0.0) + step[m]}
+            joined = with_changes(state, weights=weights, method=method)
+            if all(Voter.parse(name).model != m for name in voters_of(joined, ladder.study.sources)):
+                joined = with_changes(joined, views=[*(state.views or []), first(m)])
+            options.append(joined)
         if not ladder.better(options):
             return
 

@@ -71,7 +71,7 @@ def _rescorers(table: Table, folds_of: Mapping[int, Sequence[str]] | None) -> Ca
 def fuse_files(
     competition: str, paths: Sequence[str | Path], output: str | Path, ids: str | Path | None = None
 ) -> dict[str, Any]:
-    """Fuse submissions of one competition, any mix of .zip, .json and .parquet, into a submission.
+    """Fuse submissions of one competition, any mix of .zip, .json, .csv and .parquet, into a submission.
 
     There is no truth to tune on: see fusion/lists.py for the settings and why. Each file is one voter (a Parquet file
     of a run's predictions is as many as its sources). As many masks of an image are kept as the fullest file has.

@@ -131,8 +131,8 @@ def read_cases(paths: Sequence[Path], truth: Dataset, folds_of: Mapping[int, Seq
 def confirmation(competition: Competition, truth: Dataset, submission: SubmissionSettings) -> Confirm:
     """The competition's own score of fused detections as they would be submitted: its numbers only."""
 
-    def score(found: Detections) -> dict[str, Any]:
-        return _numbers(judged(competition, truth, found, submission).result)
+    def score(found: Detections, image_ids: Sequence[int]) -> dict[str, Any]:
+        return _numbers(judged(competition, truth.subset(image_ids), found, submission).result)
 
     return score
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.fusion.crops import Crops
-from pipeline.fusion.fuse import by_image, fuse_image, fuse_to
+from pipeline.fusion.fuse import by_image, fuse_image, fuse_to, vote
 from pipeline.fusion.rescore import Features
 from pipeline.fusion.settings import Fusion, Voter, voters_of
 from pipeline.records import Detections
@@ -253,3 +253,11 @@ def test_a_fold_that_found_nothing_on_an_image_counts(tmp_path: Path) -> None:
         list(fuse_to(target, paths, PLAIN, {1: SIZE}, None, folds_of={1: folds}, provenance={}))
         scores.append(Detections.read(target).score)
     np.testing.assert_allclose(scores[1], scores[0] / 2)
+
+
+def test_unequal_weights_give_no_score_above_one() -> None:
+    """Two members of the heavier voter: ensemble_boxes' mean of weighted votes is then 1.167 of the weights."""
+    found = table([ellipse(40, 40, 9, 9)] * 2, [0.9, 0.85], "a/0/identity")
+    settings = Fusion(**{**PLAIN.model_dump(), "weights": {"a": 2, "b": 1}, "one_per_source": False})
+    ballot = vote(found, settings, ["a/0/identity", "b/0/identity"], SIZE)
+    assert ballot.detections.score.tolist() == [1.0]

@@ -100,3 +100,23 @@ def test_several_overlaps_are_averaged() -> None:
     gain = together.gain(together.sheet(exact, true), together.sheet(found, true))
     assert gain.mean > 0 and gain.worse == []
     assert together.gain(together.sheet(found, true), together.sheet(exact, true)).worse == [1]
+
+
+def test_a_rare_category_is_judged_on_the_draws_that_hold_it() -> None:
+    """Category 2 is in one of twenty images and goes from right to missed: a loss, though most draws do not have it."""
+    every = np.arange(20)
+    common = Ranked(np.ones(20, bool), every, np.ones(20))
+    rare = np.zeros(20)
+    rare[3] = 1
+    before = {(1, 0.5): common, (2, 0.5): Ranked(np.array([True]), np.array([3]), rare)}
+    after = {(1, 0.5): common, (2, 0.5): Ranked(np.zeros(0, bool), np.zeros(0, int), rare)}
+    assert Ruler().gain(after, before).worse == [2]
+
+
+def test_draws_without_anything_to_find_say_nothing() -> None:
+    only = np.zeros(20)
+    only[:2] = 1
+    before = {(1, 0.5): Ranked(np.zeros(2, bool), np.arange(2), only)}
+    after = {(1, 0.5): Ranked(np.ones(2, bool), np.arange(2), only)}
+    gain = Ruler().gain(after, before)
+    assert (gain.mean, gain.low, gain.high, gain.often) == (1, 1, 1, 1)
