@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.competitions import CompetitionError, Problem
-from pipeline.competitions.formats import zipped
+from pipeline.competitions.formats import box_shift, zipped
 from pipeline.competitions.formats.faults import SHOWN, Faults
 from pipeline.files import writing
 from pipeline.masks import FOREGROUND, rle_to_crop
@@ -485,8 +485,17 @@ def _check_boxes_against_masks(
     for i in apart:
         text = "bbox and mask lie in different places; one of them may be of a resized image"
         faults.add("warning", "box", text, found[i][2])
-    if len(found) > 2 and np.array_equal(given, mask + (1, 1, 0, 0)):
-        faults.add("warning", "box", "every bbox is its mask's, moved by one: boxes count from 0", "all records")
+    shift = box_shift.tight_shift(given, mask)
+    if shift == (1, 1):
+        text = "bbox is its mask's, moved right and down by one: boxes count from 0 (or the masks lie one too far left and up)"
+        faults.add("warning", "box", text, "all records")
+    elif shift is not None:
+        moved = box_shift.direction((-shift[0], -shift[1]))
+        text = f"the masks lie one pixel {moved} of their bbox, which fits them otherwise: both count pixels from 0"
+        faults.add("warning", "mask", text, "all records")
+    elif box_shift.regressed_from_one(given, mask):
+        text = "bbox begins inside its mask and ends beyond it, as if counted from 1: boxes and masks count from 0"
+        faults.add("warning", "box", text, "most records")
 
 
 def _check_counting(records: Sequence[Any], key: str, known: Sequence[int], faults: Faults) -> None:
