@@ -163,7 +163,13 @@ class Coco(CocoCompetition):
         that take COCO's format have other rules."""
         member = _member(path, self.member)
         problems = coco_results.check(
-            path, member, ids, ids.categories or self.categories, self.max_detections, coco_stream.MAX_BYTES
+            path,
+            member,
+            ids,
+            ids.categories or self.categories,
+            self.max_detections,
+            coco_stream.MAX_BYTES,
+            box_needed=False,
         )
         if not _is_official(member):
             text = f"holds {member}; COCO's own server asks for a name such as {self.member}"

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
-from pipeline.competitions.formats import vrdl_layout
+from pipeline.competitions.formats import coco_results, vrdl_layout
 from pipeline.competitions.formats.archive import Archive, is_stray
 from pipeline.competitions.formats.coco_competition import IOU, CocoCompetition
 from pipeline.competitions.formats.images import decode
@@ -148,6 +148,12 @@ class Vrdl2025(CocoCompetition):
         changed.max_detections = max_detections
         changed.metric = f"segm AP50 (mean over classes) maxDets={max_detections}"
         return changed
+
+    def validate(self, path: Path, ids: Dataset) -> list[Problem]:
+        """Every problem. Only what no known limit counts is too many: which of `LIMITS` counts is not known, and more
+        detections than 100 cost nothing if it is 100."""
+        most = max(self.max_detections or 0, *LIMITS)
+        return coco_results.check(path, self.member, ids, self.categories, most)
 
     def summary(self, truth: Dataset, evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Beside the score, ``ap50_by_max_detections``: what it is at each of `LIMITS`."""

@@ -423,6 +423,8 @@ def test_published_results(tmp_path: Path) -> None:
     )
     assert limited["metric"].endswith("maxDets=5")
     assert COMPETITION.score(truth, [])["score"] == 0
+    problems = COMPETITION.validate(path, truth)  # without boxes, as pycocotools takes them
+    assert [str(p) for p in problems if p.severity == "error"] == []
 
 
 def test_small_sets(tmp_path: Path) -> None:

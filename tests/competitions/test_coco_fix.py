@@ -123,6 +123,10 @@ def moved_by_one(r: dict[str, Any]) -> None:
 CERTAIN: dict[str, tuple[Any, str]] = {
     "misspelt key": (lambda r: rename(r, "segmentation", "segmenation"), "the key 'segmenation' is now 'segmentation'"),
     "two misspelt keys": (lambda r: (rename(r, "bbox", "box"), rename(r, "score", "scores")), "'scores' is now 'score'"),
+    "other names": (
+        lambda r: (rename(r, "segmentation", "segm"), rename(r, "score", "confidence"), rename(r, "category_id", "label")),
+        "the key 'confidence' is now 'score'",
+    ),
     "spare key": (lambda r: r.update(area=3), "'area', which means nothing"),
     "ids as text": (lambda r: r.update(image_id=str(r["image_id"])), "image_id is now a number (5 records)"),
     "ids with a point": (lambda r: r.update(image_id=float(r["image_id"])), "image_id is now a number"),
@@ -239,6 +243,7 @@ def test_packing(tmp_path: Path, name: str) -> None:
         each(lambda r: r.update(category_id=r["image_id"] - 1)),  # three classes: background may be meant by 0
         each(lambda r: r.update(image_id=9)),
         each(lambda r: r.pop("score")),
+        each(lambda r: rename(r, "segmentation", "shape")),  # what it holds may be the mask: it is not thrown away
         [record(1, 5, 6, 0.9, 8, 8), record(1, 5, 6, 0.5, 8, 8)] * 60,  # repeated, and more than count
         each(lambda r: r["segmentation"].update(size=[80, 100])),
         each(lambda r: r["segmentation"].update(counts="~")),

@@ -140,6 +140,57 @@ def test_corner_boxes_are_found_by_their_masks() -> None:
     assert len(corner) == 1 and corner[0].severity == "error"
 
 
+def test_some_corner_boxes_among_others_and_boxes_by_their_centre() -> None:
+    records = [record(1, 20, 21, score=0.8), record(1, 30, 5), record(2, 3, 4), record(2, 8, 14)]
+    x, y, w, h = records[0]["bbox"]
+    records[0]["bbox"] = [x, y, x + w - 1, y + h - 1]
+    (problem,) = [p for p in found(records) if "out of the image" not in p.text]
+    assert problem.severity == "warning" and problem.place == "record 0 (image 1)" and "like corners" in problem.text
+    for r in records:
+        x, y, w, h = 20 if r is records[0] else r["bbox"][0], r["bbox"][1], 8, 8
+        r["bbox"] = [x + w / 2, y + h / 2, w, h]
+    (problem,) = found(records)
+    assert problem.severity == "warning" and "centre x, centre y" in problem.text
+
+
+def test_other_names_of_keys_are_told() -> None:
+    records = good()
+    for r in records:
+        r["confidence"], r["mask"] = r.pop("score"), r.pop("segmentation")
+    assert [str(p).split(": ", 2)[2] for p in found(records)] == [
+        "the key 'confidence' should be 'score'",
+        "the key 'mask' should be 'segmentation'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("known", "values", "expected"),
+    [
+        ([1, 2, 3, 4], [0, 1, 2], "counted from 0: then every record's is one too low"),
+        ([1, 2, 3, 4], [2, 3, 5], "counted from 2: then every record's is one too high"),
+        ([1, 2, 3, 90], [0, 2, 3], "looks like the place in the list of ids"),
+        ([24, 25, 26], [0, 1, 2], "looks like the place in the list of ids"),
+        ([24, 25, 26], [23, 24, 24], "counted from 23"),
+        ([0, 1, 2], [0, 1, 2], ""),
+        ([0, 2, 5], [0, 2, 2], ""),
+        ([1, 2, 3, 4], [1, 3, 4], ""),
+        ([1, 2, 3, 4], [1, 3, 5], ""),  # one is unknown, and the first is there
+    ],
+)
+def test_category_ids_off_by_one(known: list[int], values: list[int], expected: str) -> None:
+    records = good()
+    for r, value in zip(records, values, strict=True):
+        r["category_id"] = value
+    whole = [p for p in check_records(records, IDS, known, 100) if p.place == "all records"]
+    assert [p.severity for p in whole] == ["error"] * bool(expected) and all(expected in p.text for p in whole)
+
+
+def test_a_missing_box_is_no_fault_where_the_scorer_makes_its_own() -> None:
+    records = changed(bbox=None)
+    assert check_records(records, IDS, [1], 100, box_needed=False) == []
+    assert "'bbox' is missing" in texts(records)[0]
+
+
 def test_a_fault_of_many_records_is_one_problem() -> None:
     records = [record(1, 5, 6, score=1.5 + k) for k in range(7)] + [record(2)]
     listed = texts(records)
@@ -258,6 +309,16 @@ def test_bare_json_is_read_with_a_warning(tmp_path: Path) -> None:
     assert read_records(path, "answer.json") == good()
     (problem,) = checked(path)
     assert problem.startswith("warning") and "takes a zip that holds answer.json" in problem
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_an_error(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("answer.json", json.dumps(good()).encode(encoding))
+    (problem,) = checked(path)
+    assert problem.startswith("error: x.zip: begins with a byte order mark")
+    assert read_records(path, "answer.json") == good()
 
 
 def test_parquet_of_detections_and_of_records(tmp_path: Path) -> None:

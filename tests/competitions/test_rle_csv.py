@@ -171,7 +171,14 @@ def test_odd_rows(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
     body = [f"{n}, {t}" for n, t in GOOD[:-1]]  # "id, rle", as one public notebook writes it
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(["ImageId,EncodedPixels", "", *body, "cc", ""]).encode())
-    assert problems(path) == [("error", "row"), ("warning", "file"), ("warning", "row"), ("warning", "blank")]
+    assert problems(path) == [
+        ("error", "row"),
+        ("warning", "file"),
+        ("warning", "row"),
+        ("warning", "row"),
+        ("warning", "blank"),
+    ]
+    assert "line 2: a blank line" in texts(path)
     assert "spaces around a value" in texts(path) and "byte order mark" in texts(path)
     changes = rle_check.fix(path, FORM, IDS, tmp_path / "t.csv")
     assert "spaces around values are gone (5 times)" in changes
@@ -191,6 +198,63 @@ def test_several_faults_at_once_and_what_stays(tmp_path: Path) -> None:
     ]
     assert problems(target) == [("error", "id")]  # zz is still nobody's
     assert target.read_text().endswith("zz,5 2\ncc,1 1\n")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators(tmp_path: Path, separator: str) -> None:
+    path, good = tmp_path / "s.csv", submission(tmp_path / "good.csv", GOOD)
+    path.write_text(good.read_text().replace(",", separator))
+    assert problems(path) == [("error", "header")] and "they must be by commas" in texts(path)
+    rle_check.fix(path, FORM, IDS, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_bytes() == good.read_bytes()
+
+
+def test_blank_lines_at_the_end(tmp_path: Path) -> None:
+    path = submission(tmp_path / "s.csv", GOOD)
+    path.write_text(path.read_text() + "\n,\n")
+    assert texts(path) == "warning: line 8, line 9: a blank line, which may be taken for a row without an id"
+    assert rle_check.fix(path, FORM, IDS, tmp_path / "t.csv") == ["blank lines are gone (2 times)"]
+
+
+def test_the_mark_of_an_empty_image_beside_masks(tmp_path: Path) -> None:
+    path = submission(tmp_path / "s.csv", [*GOOD, ("bb", "1 1")])
+    assert problems(path) == [("warning", "blank")] and "line 8: '1 1', which stands for" in texts(path)
+    rle_check.fix(path, FORM, IDS, tmp_path / "t.csv")
+    assert problems(tmp_path / "t.csv") == []
+    rows = [(n, text(disc(10, x), "rows")) for n in NAMES for x in (8, 18)] + [("aa", "1 1")]
+    assert problems(submission(tmp_path / "r.csv", rows, "id,predicted"), ROWS) == []  # which has no such mark
+
+
+def test_pairs_of_start_and_end_are_told_and_not_joined(tmp_path: Path) -> None:
+    def ends(mask: str) -> str:
+        numbers = [int(v) for v in mask.split()]
+        return " ".join(f"{a} {a + b - 1}" for a, b in zip(numbers[::2], numbers[1::2], strict=True))
+
+    path = submission(tmp_path / "s.csv", [(n, ends(t)) for n, t in GOOD])
+    assert problems(path) == [("error", "mask")] and "they must be start and length" in texts(path)
+    with pytest.raises(CompetitionError, match="cannot be repaired with certainty"):
+        rle_check.fix(path, FORM, IDS, tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("order", ["columns", "rows"])
+def test_positions_from_0_are_told_by_masks_at_the_edge(tmp_path: Path, order: Order) -> None:
+    form = FORM if order == "columns" else ROWS
+    places = (
+        [(0, x) for x in (8, 20, 32)] + [(29, x) for x in (8, 20, 32)] + [(y, x) for y in (10, 20) for x in (0, 49)]
+    )
+    frames = [(n, disc(y, x)) for n in NAMES for y, x in places]
+    rows = [(n, text(f, order)) for n, f in frames]
+    header = f"{form.id},{form.rle}"
+    assert problems(submission(tmp_path / "good.csv", rows, header), form) == []
+
+    def moved(mask: str) -> str:
+        return " ".join(str(int(v) - (k % 2 == 0)) for k, v in enumerate(mask.split()))
+
+    # the first pixel of all would give itself away as 0
+    path = submission(tmp_path / "s.csv", [(n, moved(t)) for n, t in rows], header)
+    assert problems(path, form) == [("warning", "mask")] and "positions look counted from 0" in texts(path, form)
+    rle_check.fix(path, form, IDS, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "good.csv").read_bytes()
 
 
 def test_masks_of_resized_images(tmp_path: Path) -> None:

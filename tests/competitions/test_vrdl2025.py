@@ -326,7 +326,7 @@ def test_written_submission_is_valid_and_keeps_many(tmp_path: Path) -> None:
     truth, records = random_case(1)
     COMPETITION.write(Detections.from_coco(records), truth, tmp_path / "out.zip")
     problems = COMPETITION.validate(tmp_path / "out.zip", truth)
-    assert not [p for p in problems if p.severity == "error"]
+    assert not [p for p in problems if p.severity == "error" or p.kind == "count"]  # 1,980, and 1,000 may count
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.namelist() == ["test-results.json"]
         assert len(json.loads(archive.read("test-results.json"))) == 1980

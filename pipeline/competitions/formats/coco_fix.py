@@ -13,7 +13,8 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from pipeline.competitions import CompetitionError
-from pipeline.competitions.formats.coco_results import KEYS, box_overlaps, load, misspelt, write_zip
+from pipeline.competitions.formats.coco_results import box_overlaps, load, write_zip
+from pipeline.competitions.formats.record_keys import KEYS, misspelt
 from pipeline.masks import polygons_to_rle, rle_to_crop, transposed
 from pipeline.records import Dataset, Image, compressed
 
@@ -121,6 +122,9 @@ class _Repair:
         for wrong, right in misspelt(record).items():
             record[right] = record.pop(wrong)
             self.changes[f"the key {wrong!r} is now {right!r}"] += 1
+        made = {"bbox", "category_id"} if len(self.categories) == 1 else {"bbox"}
+        if not set(KEYS) <= set(record) | made:
+            return  # a spare key may hold, by whatever name, what is missing
         for key in [key for key in record if key not in KEYS]:
             del record[key]
             self.changes[f"the key {key!r}, which means nothing to the scorer, removed"] += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import math
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.competitions import CompetitionError, Problem
-from pipeline.competitions.formats import zipped
+from pipeline.competitions.formats import box_shift, zipped
 from pipeline.competitions.formats.faults import SHOWN, Faults
+from pipeline.competitions.formats.record_keys import KEYS, misspelt
 from pipeline.files import writing
 from pipeline.masks import FOREGROUND, rle_to_crop
 from pipeline.records import Dataset, Detections, Image
@@ -30,9 +30,6 @@ LARGE_BYTES = 100 << 20
 
 SAMPLE = 1000
 """Records that are looked at to tell how all are meant."""
-
-KEYS = ("image_id", "bbox", "score", "category_id", "segmentation")
-"""Of a record, in the order in which they are written."""
 
 
 # ---------------------------------------------------------------- reading ---------------------------------------------
@@ -72,6 +69,9 @@ def load(path: Path, member: str, images: Dataset | None = None, most: int | Non
         ]
     if content is None:
         return None, problems
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:3] == b"\xef\xbb\xbf":
+        text = "begins with a byte order mark, at which the scorer's reader stops; write it as plain UTF-8"
+        problems.append(Problem("error", path.name, text, "not JSON"))
     try:
         return json.loads(content), problems
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -231,6 +231,7 @@ def check(
     categories: Iterable[int],
     max_detections: int | None,
     most: int | None = None,
+    box_needed: bool = True,
 ) -> list[Problem]:
     """Every problem of a submission.
 
@@ -240,6 +241,7 @@ def check(
         categories: the category ids that count.
         max_detections: more detections than this on one image (and class) is worth a warning.
         most: see `load`.
+        box_needed: whether records without a bbox are faults; to pycocotools they are none.
     """
     value, problems = load(path, member, ids, most)
     if value is None:
@@ -247,10 +249,12 @@ def check(
     if path.stat().st_size > LARGE_BYTES:
         text = f"holds {path.stat().st_size:,} bytes; the leaderboard may take fewer"
         problems.append(Problem("warning", path.name, text, "file size"))
-    return problems + check_records(value, ids, categories, max_detections)
+    return problems + check_records(value, ids, categories, max_detections, box_needed)
 
 
-def check_records(value: Any, ids: Dataset, categories: Iterable[int], max_detections: int | None) -> list[Problem]:
+def check_records(
+    value: Any, ids: Dataset, categories: Iterable[int], max_detections: int | None, box_needed: bool = True
+) -> list[Problem]:
     """`check` of the parsed content."""
     if not isinstance(value, list):
         return [Problem("error", "the file", f"holds {_shape(value)}; it must be a list of records", "structure")]
@@ -269,7 +273,7 @@ def check_records(value: Any, ids: Dataset, categories: Iterable[int], max_detec
         if not isinstance(record, dict):
             faults.add("error", "structure", "is not an object with image_id, score, …", f"{place} ({_short(record)})")
             continue
-        _check_keys(record, place, faults)
+        _check_keys(record, place, faults, KEYS if box_needed else [key for key in KEYS if key != "bbox"])
         image = _check_image(record, ids, place, faults)
         category = _check_category(record, known, place, faults)
         score = _check_score(record, place, faults)
@@ -309,23 +313,11 @@ def _finite(value: float) -> bool:
         return False
 
 
-def misspelt(record: Mapping[str, Any]) -> dict[str, str]:
-    """A record's keys that nearly are one of `KEYS` which it lacks, and those."""
-    missing = [key for key in KEYS if key not in record]
-    found: dict[str, str] = {}
-    for key in record:
-        near = [] if key in KEYS else difflib.get_close_matches(str(key).lower(), missing, n=1, cutoff=0.6)
-        if near:
-            found[key] = near[0]
-            missing.remove(near[0])
-    return found
-
-
-def _check_keys(record: Mapping[str, Any], place: str, faults: Faults) -> None:
+def _check_keys(record: Mapping[str, Any], place: str, faults: Faults, needed: Sequence[str]) -> None:
     renamed = misspelt(record)
     for wrong, right in renamed.items():
         faults.add("error", "key", f"the key {wrong!r} should be {right!r}", place)
-    for key in KEYS:
+    for key in needed:
         if key not in record and key not in renamed.values():
             faults.add("error", "key", f"the key {key!r} is missing", place)
     for key in record:
@@ -474,6 +466,16 @@ def _check_boxes_against_masks(
         for i in np.flatnonzero(corners):
             faults.add("error", "box", text, found[i][2])
         return
+    half = given[:, 2:] / 2
+    as_centres = box_overlaps(np.concatenate([given[:, :2] - half, given[:, :2] + half], axis=1), corners_of_mask)
+    if (as_centres > as_size + 0.1).mean() > 0.5:
+        text = "bbox looks like [centre x, centre y, width, height]; x and y are those of its upper left corner"
+        for i in np.flatnonzero(as_centres > as_size + 0.1):
+            faults.add("warning", "box", text, found[i][2])
+        return
+    for i in np.flatnonzero((as_corners > 0.5) & (as_size < 0.5)):
+        text = "bbox looks like corners [x0, y0, x1, y1], while most others are [x, y, width, height]"
+        faults.add("warning", "box", text, found[i][2])
     apart = np.flatnonzero(as_size < 0.05)
     if len(apart) > len(found) / 2 and _along_rows(
         [found[i][3] for i in apart[:SAMPLE]], corners_given[apart[:SAMPLE]]
@@ -485,16 +487,35 @@ def _check_boxes_against_masks(
     for i in apart:
         text = "bbox and mask lie in different places; one of them may be of a resized image"
         faults.add("warning", "box", text, found[i][2])
-    if len(found) > 2 and np.array_equal(given, mask + (1, 1, 0, 0)):
-        faults.add("warning", "box", "every bbox is its mask's, moved by one: boxes count from 0", "all records")
+    shift = box_shift.tight_shift(given, mask)
+    if shift == (1, 1):
+        text = "bbox is its mask's, moved right and down by one: boxes count from 0 (or the masks lie one too far left and up)"
+        faults.add("warning", "box", text, "all records")
+    elif shift is not None:
+        moved = box_shift.direction((-shift[0], -shift[1]))
+        text = f"the masks lie one pixel {moved} of their bbox, which fits them otherwise: both count pixels from 0"
+        faults.add("warning", "mask", text, "all records")
+    elif box_shift.regressed_from_one(given, mask):
+        text = "bbox begins inside its mask and ends beyond it, as if counted from 1: boxes and masks count from 0"
+        faults.add("warning", "box", text, "most records")
 
 
 def _check_counting(records: Sequence[Any], key: str, known: Sequence[int], faults: Faults) -> None:
-    """Ids that are all one too low, the first of which is not known."""
+    """Ids that are all one too low or too high, so that one is not known; and places in a list of ids with gaps."""
     values = {record[key] for record in records if isinstance(record, dict) and type(record.get(key)) is int}
-    if len(known) > 1 and known[0] - 1 in values and known[-1] not in values and min(values) == known[0] - 1:
+    if len(known) < 2 or not values:
+        return
+    kind = "category" if key == "category_id" else "image id"
+    places = list(range(1, len(known) + 1))
+    if min(values) == 0 and max(values) < len(known) and known != places and not values <= set(known):
+        text = f"{key} looks like the place in the list of ids, from 0, and not like the id that stands there"
+    elif min(values) == known[0] - 1 and known[-1] not in values:
         text = f"{key} looks counted from {known[0] - 1}: then every record's is one too low"
-        faults.add("error", "category" if key == "category_id" else "image id", text, "all records")
+    elif max(values) == known[-1] + 1 and known[0] not in values:
+        text = f"{key} looks counted from {known[0] + 1}: then every record's is one too high"
+    else:
+        return
+    faults.add("error", kind, text, "all records")
 
 
 def _along_rows(rles: Sequence[dict[str, Any]], boxes: np.ndarray) -> bool:

@@ -110,6 +110,8 @@ def examine(path: Path, form: RleCsv, ids: Dataset) -> _Examination:
             "file", "begins with a byte order mark, which may be taken as a part of the first name", path.name
         )
         found.changes["the byte order mark is gone"] += 1
+    rows = _split_otherwise(rows, found)
+    _check_blank_lines(content, rows, found)
     columns = _columns(rows, found)
     if columns is None:
         return found
@@ -117,6 +119,7 @@ def examine(path: Path, form: RleCsv, ids: Dataset) -> _Examination:
     found.rows = []
     for line, values in rows[first:]:
         _read_row(line, values, id_column, mask_column, len(rows[0][1]), found)
+    _check_ends(found)
     _check_starts(found)
     _check_order(found)
     for row in found.rows:
@@ -126,6 +129,26 @@ def examine(path: Path, form: RleCsv, ids: Dataset) -> _Examination:
 
 
 # ---------------------------------------------------------------- header and rows -------------------------------------
+
+
+def _split_otherwise(rows: list[tuple[int, list[str]]], found: _Examination) -> list[tuple[int, list[str]]]:
+    """The rows split at what stands for commas, which neither ids nor run lengths can hold."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if rows and all(len(values) == 1 and separator in values[0] for _, values in rows):
+            found.error("header", f"the values are separated by {name}; they must be by commas", f"line {rows[0][0]}")
+            found.changes["values are separated by commas"] += 1
+            return [(line, values[0].split(separator)) for line, values in rows]
+    return rows
+
+
+def _check_blank_lines(content: bytes, rows: Sequence[tuple[int, list[str]]], found: _Examination) -> None:
+    if b'"' in content:  # then a value may go over several lines
+        return
+    last = content.count(b"\n") + (not content.endswith(b"\n"))
+    blank = sorted(set(range(1, last + 1)) - {line for line, _ in rows}) if rows else []
+    for line in blank:
+        found.warning("row", "a blank line, which may be taken for a row without an id", f"line {line}")
+        found.changes["blank lines are gone"] += 1
 
 
 def _columns(rows: Sequence[tuple[int, list[str]]], found: _Examination) -> tuple[int, int, int] | None:
@@ -233,11 +256,31 @@ def _ends(runs: np.ndarray) -> int:
     return int(runs.sum(axis=1).max()) - 1
 
 
+def _check_ends(found: _Examination) -> None:
+    """Pairs of start and end: read as start and length they overlap. Such masks are looked at no further, for whether the
+    end is the last pixel or the one after is not known."""
+    masks = [row for row in found.rows or [] if row.runs is not None and len(row.runs) > 1]
+    ends = [row for row in masks if row.runs is not None and _are_ends(row.runs)]
+    if len(ends) < LEAST_MASKS or len(ends) < 0.9 * len(masks):
+        return
+    for row in found.rows or []:
+        if row.runs is not None and len(row.runs):
+            found.error("mask", "the pairs look like start and end; they must be start and length", row.place)
+            row.runs = None
+
+
+def _are_ends(runs: np.ndarray) -> bool:
+    first, second = runs[:, 0], runs[:, 1]
+    apart = (second >= first).all() and (first[1:] > second[:-1]).all()
+    return bool(apart and (first[1:] < runs.sum(axis=1)[:-1]).any())
+
+
 def _check_starts(found: _Examination) -> None:
-    """A start of 0 says that the whole file counts positions from 0."""
+    """A start of 0 says that the whole file counts positions from 0; so do runs that go over a line's end by a pixel."""
     masks = [row for row in found.rows or [] if row.runs is not None and len(row.runs)]
     early = [row for row in masks if row.runs is not None and (row.runs[:, 0] == 0).any()]
-    if not early:
+    over = [] if early else _over_the_end(masks, found)
+    if not early and not over:
         return
     fits = True
     for row in masks:
@@ -246,11 +289,41 @@ def _check_starts(found: _Examination) -> None:
         fits = fits and (size is None or _ends(row.runs) + 1 <= size[0] * size[1])
     for row in early:
         found.error("mask", "a run starts at 0; positions count from 1, so the whole file may be off by one", row.place)
+    line = "column" if found.form.order == "columns" else "row"
+    for row in over:
+        text = (
+            f"a run begins at the last pixel of a {line} and goes on in the next, and none of the file begins at a first: "
+            "positions look counted from 0; they count from 1"
+        )
+        found.warning("mask", text, row.place)
     if fits:
         found.changes["every run starts one pixel later: positions were counted from 0"] += 1
         for row in masks:
             assert row.runs is not None
             row.runs = row.runs + np.array([1, 0])
+
+
+def _over_the_end(masks: Sequence[_Row], found: _Examination) -> list[_Row]:
+    """Masks with a run that begins at the last pixel of a line (a column or row, as pixels are numbered) and goes on in
+    the next, where these are several and none touches a line's first or last pixel in another way.
+
+    Masks that touch the image's edge look so when positions are counted from 0; as they should be, only a mask that
+    touches both opposite edges can.
+    """
+    over = []
+    for row in masks:
+        size = found.size(row)
+        if size is None or row.runs is None:
+            continue
+        pitch = size[0] if found.form.order == "columns" else size[1]
+        starts, lengths = row.runs[:, 0], row.runs[:, 1]
+        at_last = starts % pitch == 0
+        whole = at_last & (lengths == 1)
+        if (starts % pitch == 1).any() or (((starts + lengths - 1) % pitch == 0) & ~whole).any():
+            return []
+        if (at_last & ~whole).any():
+            over.append(row)
+    return over if len(over) >= LEAST_MASKS else []
 
 
 def _check_order(found: _Examination) -> None:
@@ -334,13 +407,26 @@ def _check_images(found: _Examination) -> None:
             found.error("blank", f"a blank row {what}", row.place)
             found.changes["spare blank rows are gone"] += 1
             dropped.add(row.line)
-        dropped |= _check_duplicates(masks, found)
+        dropped |= _check_marks(masks, found)
+        dropped |= _check_duplicates([row for row in masks if row.line not in dropped], found)
         _check_overlaps([row for row in masks if row.line not in dropped], found)
         if blanks and not masks and found.form.empty:
             text = f"an image without masks is blank; the sample submission has {found.form.empty!r}, which is safer"
             found.warning("blank", text, rows[0].place)
     found.rows = [row for row in found.rows if row.line not in dropped]
     _check_presence(of_image, found)
+
+
+def _check_marks(masks: Sequence[_Row], found: _Examination) -> set[int]:
+    """The lines of the mark of an image without masks that stand beside masks."""
+    marks = [row for row in masks if row.runs is not None and as_text(row.runs) == found.form.empty]
+    if not marks or len(marks) == len(masks):
+        return set()
+    for row in marks:
+        text = f"{found.form.empty!r}, which stands for an image without masks, beside the image's masks: it counts as false"
+        found.warning("blank", text, row.place)
+        found.changes["marks of images without masks are gone where there are masks"] += 1
+    return {row.line for row in marks}
 
 
 def _check_duplicates(masks: Sequence[_Row], found: _Examination) -> set[int]:
