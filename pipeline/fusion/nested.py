@@ -7,6 +7,7 @@ settings have on the same part is the optimism of the ladder's last value.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from pipeline.fusion.ruler import Ruler, Sheet
 from pipeline.fusion.settings import Fusion
 from pipeline.fusion.study import Case, Study
 from pipeline.records import Detections
+
+log = logging.getLogger("pipeline.fusion")
 
 PARTS = 3
 """The images are taken in so many parts at most: each costs another tuning."""
@@ -75,6 +78,7 @@ def estimate(
     sheets: dict[str, list[Sheet]] = {"single": [], "honest": [], "optimistic": []}
     for k in range(parts):
         inside, outside = np.flatnonzero(part == k), np.flatnonzero(part != k)
+        log.info("the same without part %d of %d (%d images):", k + 1, parts, len(inside))
         ladder = climb([cases[i] for i in outside])
         own = [cases[i] for i in inside]
         truth = [case.truth for case in own]
