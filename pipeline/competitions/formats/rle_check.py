@@ -19,11 +19,8 @@ import numpy as np
 from pipeline.competitions import CompetitionError, Problem
 from pipeline.competitions.formats.faults import Faults
 from pipeline.competitions.formats.kaggle_rle import Order, as_text, numbers, runs_of, tidy, to_rle
-from pipeline.competitions.formats.rle_csv import RleCsv, lines, name_of, unpacked, write_rows
+from pipeline.competitions.formats.rle_csv import BLANK_WORDS, RleCsv, lines, name_of, unpacked, write_rows
 from pipeline.records import Dataset, Image
-
-BLANK_WORDS = ("nan", "none", "null", "na", "<na>", "[]", '""', "''")
-"""What programs write where they mean that there is no mask."""
 
 LEAST_RUNS = 4
 """Only masks of so many runs say how far their runs lie apart."""
