@@ -250,6 +250,11 @@ def test_every_fault_is_found(tmp_path: Path, text: str, severity: str, kind: st
     assert re.search(expected, str(problem)), str(problem)
 
 
+def test_large_files_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.competitions.formats.faults.LARGE_BYTES", 10)
+    assert [(p.severity, p.kind) for p in found(tmp_path, GOOD)] == [("warning", "file size")]
+
+
 def test_a_fault_of_many_rows_is_one_problem(tmp_path: Path) -> None:
     bad = " ".join([f"0 0.5 b'{TOY_TEXT}'"] * 9)
     (problem,) = [p for p in found(tmp_path, f"{HEADER}abc,4,5,{bad}\ndef,30,20,\n") if p.kind == "mask"]

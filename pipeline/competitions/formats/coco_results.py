@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.competitions import CompetitionError, Problem
 from pipeline.competitions.formats import box_shift, zipped
-from pipeline.competitions.formats.faults import SHOWN, Faults
+from pipeline.competitions.formats.faults import SHOWN, Faults, too_large
 from pipeline.competitions.formats.record_keys import KEYS, misspelt
 from pipeline.files import writing
 from pipeline.masks import FOREGROUND, rle_to_crop
@@ -24,9 +24,6 @@ log = logging.getLogger("pipeline.competitions")
 
 MAX_JSON_BYTES = 512 << 20
 """A submission that unpacks to more is refused unread: real ones hold a few MB."""
-
-LARGE_BYTES = 100 << 20
-"""A submission that holds more is worth a warning: leaderboards have limits, and real ones hold a few MB."""
 
 SAMPLE = 1000
 """Records that are looked at to tell how all are meant."""
@@ -246,9 +243,7 @@ def check(
     value, problems = load(path, member, ids, most)
     if value is None:
         return problems
-    if path.stat().st_size > LARGE_BYTES:
-        text = f"holds {path.stat().st_size:,} bytes; the leaderboard may take fewer"
-        problems.append(Problem("warning", path.name, text, "file size"))
+    problems += too_large(path)
     return problems + check_records(value, ids, categories, max_detections, box_needed)
 
 

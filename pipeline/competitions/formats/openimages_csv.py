@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.competitions import CompetitionError, Problem
-from pipeline.competitions.formats.faults import Faults
+from pipeline.competitions.formats.faults import Faults, too_large
 from pipeline.competitions.formats.rle_csv import BLANK_WORDS, lines, name_of, unpacked
 from pipeline.competitions.formats.score_scale import scaled
 from pipeline.files import writing
@@ -314,7 +314,7 @@ def check(path: Path, ids: Dataset, label: str) -> list[Problem]:
         if count > len(scores) / 2:
             text = "more than half of the scores are the same; the metric ranks by score"
             faults.add("warning", "score", text, f"{count} of {len(scores)} detections ({value})")
-    return faults.problems()
+    return faults.problems() + too_large(path)
 
 
 def _check_columns(table: Table, path: Path, faults: Faults) -> None:

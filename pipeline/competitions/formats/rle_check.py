@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipeline.competitions import CompetitionError, Problem
-from pipeline.competitions.formats.faults import Faults
+from pipeline.competitions.formats.faults import Faults, too_large
 from pipeline.competitions.formats.kaggle_rle import Order, as_text, numbers, runs_of, tidy, to_rle
 from pipeline.competitions.formats.rle_csv import BLANK_WORDS, RleCsv, lines, name_of, unpacked, write_rows
 from pipeline.records import Dataset, Image
@@ -72,7 +72,8 @@ class _Examination:
 
 def check(path: Path, form: RleCsv, ids: Dataset) -> list[Problem]:
     """Every problem of a submission for these images; those of unknown size (0) are checked as far as that goes."""
-    return examine(path, form, ids).faults.problems()
+    problems = examine(path, form, ids).faults.problems()
+    return problems + too_large(path) if path.is_file() else problems
 
 
 def fix(path: Path, form: RleCsv, ids: Dataset, target: Path) -> list[str]:
