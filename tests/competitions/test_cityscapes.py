@@ -326,7 +326,10 @@ GOOD = "aachen_000000_000019_000.png"
         ({"berlin_000000_000019__txt": ""}, "warning", "belongs to none of the test images"),
         ({TEXT: f"{GOOD} 26 0.5\n\n{GOOD} 26 0.5 "}, "error", "line 2: is blank"),
         ({TEXT: f"{GOOD} 26\n"}, "error", "is not `mask label confidence`"),
-        ({TEXT: f"{GOOD}  26 0.5\n"}, "error", "is not `mask label confidence`"),
+        ({TEXT: f"{GOOD}  26 0.5\n"}, "error", "is not separated by single spaces"),
+        ({TEXT: f"{GOOD},26, 0.5\n"}, "error", "is not separated by single spaces"),
+        ({TEXT: f"my {GOOD} 26 0.5\n"}, "error", "is not `mask label confidence`"),
+        ({TEXT: f"\ufeff{GOOD} 26 0.5\n"}, "error", "begins with a byte order mark"),
         ({TEXT: f"/{GOOD} 26 0.5\n"}, "error", "points outside"),
         ({TEXT: f"../{GOOD} 26 0.5\n"}, "error", "points outside"),
         ({TEXT: "gone.png 26 0.5\n"}, "error", r"names a mask that is not there"),
@@ -347,6 +350,45 @@ def test_faults(tmp_path: Path, changes: dict[str, Any], severity: str, expected
     problems = COMPETITION.validate(changed(path, **changes), train)
     assert any(p.severity == severity and re.search(expected, str(p)) for p in problems), problems
     assert severity == "error" or all(p.severity == "warning" for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ((23, 25), "the label looks counted from 23: then every record's is one too low"),
+        ((34, 27), "the label looks counted from 25: then every record's is one too high"),
+        ((0, 2), "the label looks like the place in the list of ids"),
+    ],
+)
+def test_labels_off_by_one(tmp_path: Path, labels: tuple[int, int], expected: str) -> None:
+    path, train, _ = submission(tmp_path)
+    text = f"{GOOD} {labels[0]} 0.5\naachen_000000_000019_001.png {labels[1]} 0.4\n"
+    with zipfile.ZipFile(path) as archive:
+        others = {name.replace(".", "__"): "" for name in archive.namelist() if name.endswith(".txt")}
+    problems = COMPETITION.validate(changed(path, **(others | {TEXT: text})), train)
+    assert [p.severity for p in problems if expected in p.text] == ["error"], problems
+
+
+def test_a_submission_of_nothing(tmp_path: Path) -> None:
+    path, train, _ = submission(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        texts = [name.replace(".", "__") for name in archive.namelist() if name.endswith(".txt")]
+    empty = changed(path, **dict.fromkeys(texts, ""))
+    assert [(p.severity, p.text) for p in COMPETITION.validate(empty, train)] == [
+        ("warning", "names no instance at all")
+    ]
+    bare = changed(path, **dict.fromkeys(texts, None), results__txt="[]")
+    with pytest.raises(CompetitionError, match="no text file of any test image"):
+        COMPETITION.fix(bare, train, tmp_path / "fixed.zip")
+
+
+def test_spacing_and_byte_order_marks_are_repaired(tmp_path: Path) -> None:
+    path, train, records = submission(tmp_path)
+    first, second = (records[k]["score"] for k in (0, 1))
+    text = f"\ufeff{GOOD}, 26,{first}\naachen_000000_000019_001.png\t26  {second}\n"
+    changes = COMPETITION.fix(changed(path, **{TEXT: text}), train, tmp_path / "fixed.zip")
+    assert len(changes) == 2 and "single spaces" in "".join(changes)
+    assert COMPETITION.read_submission(tmp_path / "fixed.zip", train) == records
 
 
 def test_any_non_zero_pixel_is_the_object(tmp_path: Path) -> None:

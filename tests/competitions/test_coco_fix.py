@@ -183,7 +183,7 @@ def test_what_validate_says_of_the_new_faults() -> None:
 
 
 def test_large_files_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.competitions.formats.coco_results.LARGE_BYTES", 100)
+    monkeypatch.setattr("pipeline.competitions.formats.faults.LARGE_BYTES", 100)
     write_zip(good(), tmp_path / "in.zip", "answer.json")
     (problem,) = check(tmp_path / "in.zip", "answer.json", IDS, [1], 100)
     assert problem.kind == "file size" and problem.severity == "warning"

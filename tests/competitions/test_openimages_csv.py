@@ -4,6 +4,7 @@ import base64
 import csv
 import re
 import string
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,9 @@ def test_a_good_file_has_no_problems(tmp_path: Path) -> None:
     ("text", "severity", "kind", "expected"),
     [
         ("\n", "error", "file", "is empty"),
+        ("\ufeff" + GOOD, "warning", "file", "byte order mark"),
+        (GOOD.replace("ion_string", "ions,x", 1).replace("id,", "name,", 1), "error", "file", "no column id: its first"),
+        (GOOD.replace("30,20,", "30,20,nan"), "error", "blank", "line 3 .def.: 'nan' stands where nothing was found"),
         (GOOD.replace("prediction_string", "PredictionString"), "error", "column", "'PredictionString' should be"),
         (f"id,width,prediction_string\nabc,5,0 0.9 {TOY_TEXT}\ndef,20,\n", "error", "column", "'height' is missing"),
         (
@@ -246,6 +250,11 @@ def test_every_fault_is_found(tmp_path: Path, text: str, severity: str, kind: st
     assert re.search(expected, str(problem)), str(problem)
 
 
+def test_large_files_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.competitions.formats.faults.LARGE_BYTES", 10)
+    assert [(p.severity, p.kind) for p in found(tmp_path, GOOD)] == [("warning", "file size")]
+
+
 def test_a_fault_of_many_rows_is_one_problem(tmp_path: Path) -> None:
     bad = " ".join([f"0 0.5 b'{TOY_TEXT}'"] * 9)
     (problem,) = [p for p in found(tmp_path, f"{HEADER}abc,4,5,{bad}\ndef,30,20,\n") if p.kind == "mask"]
@@ -268,6 +277,8 @@ def test_a_fault_of_many_rows_is_one_problem(tmp_path: Path) -> None:
         (GOOD + "def,30,20,\n", "1 images' rows joined to one"),
         (GOOD.replace("0 0.9", "1 0.9"), "1 labels 1 made 0"),
         (GOOD.replace("0 0.9", "0.9"), "1 masks given the label 0"),
+        (GOOD.replace("30,20,", "30,20,NaN"), "1 words for nothing made blank"),
+        (GOOD.replace(TOY_TEXT, f"{TOY_TEXT} 0 nan {TOY_TEXT}"), "1 masks removed whose confidence is not finite"),
         (GOOD.replace(TOY_TEXT, f"b'{TOY_TEXT}'"), "1 masks written as Python shows bytes"),
         (GOOD.replace(TOY_TEXT, f"{TOY_TEXT} 0 0.8 {EMPTY}"), "1 empty masks removed"),
         (GOOD.replace("abc,4,5", "abc,512,512"), "1 heights and widths made the images'"),
@@ -290,7 +301,7 @@ def test_what_is_certain_is_mended(tmp_path: Path, text: str, said: str) -> None
     ("text", "expected"),
     [
         (GOOD, "nothing that can be repaired with certainty"),
-        (GOOD.replace("0 0.9", "0 90"), "nothing that can be repaired"),
+        (GOOD.replace("0 0.9", "0 high"), "nothing that can be repaired"),
         (
             GOOD.replace("0 0.9", "vein 0.9").replace("def,30,20,", f"def,30,20,artery 0.5 {square()}"),
             "nothing that can",
@@ -306,6 +317,23 @@ def test_what_is_uncertain_is_left_alone(tmp_path: Path, text: str, expected: st
     with pytest.raises(CompetitionError, match=expected):
         fix(file(tmp_path, text), IDS, tmp_path / "fixed.csv", "0")
     assert not (tmp_path / "fixed.csv").exists()
+
+
+def test_confidences_are_scaled_in_their_order(tmp_path: Path) -> None:
+    words = " ".join(f"0 {score} {square(side=side)}" for side, score in ((3, 90), (4, -5), (5, 42.5)))
+    changes = fix(file(tmp_path, GOOD.replace("30,20,", f"30,20,{words}")), IDS, tmp_path / "fixed.csv", "0")
+    assert changes == ["4 confidences scaled to 0..1, in the same order"]
+    scores = [r["score"] for r in read(tmp_path / "fixed.csv", 1, IDS)]
+    assert scores == pytest.approx([5.9 / 95, 1, 0, 0.5]) and check(tmp_path / "fixed.csv", IDS, "0") == []
+
+
+def test_a_zip_and_a_byte_order_mark_are_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        archive.writestr("sub/submission.csv", "\ufeff" + GOOD)
+    told = [str(p) for p in check(tmp_path / "s.zip", IDS, "0")]
+    assert len(told) == 2 and "sub/submission.csv in it is what counts" in told[0] and "byte order mark" in told[1]
+    assert fix(tmp_path / "s.zip", IDS, tmp_path / "fixed.csv", "0") == ["the byte order mark is gone"]
+    assert (tmp_path / "fixed.csv").read_text() == GOOD
 
 
 def test_what_cannot_be_mended_stays_beside_what_is(tmp_path: Path) -> None:

@@ -236,6 +236,9 @@ def test_a_good_submission_has_no_problem(tmp_path: Path) -> None:
             "error: line 2 .*no test image, so the line is passed over; it must be 2001",
         ),
         (GOOD.replace("2001", "77"), "error: line 2 .'77'.*passed over$"),
+        (GOOD.replace("2001", "2001_3"), "error: line 2 .'2001_3'.*it must be 2001$"),
+        (GOOD.replace("\t", " "), "error: line 1 .*there is no tab on the line"),
+        (GOOD.replace("\t", ","), "error: line 1 .*there is no tab on the line"),
         ("\ufeff" + GOOD, "error: line 1 .*it must be 101"),
         (GOOD.replace("2001", "101"), "error: image '101': more than one line; the scorer reads the last"),
         (GOOD.split("\n")[0], "warning: image 2001: has no line"),
@@ -324,6 +327,7 @@ def fixed(tmp_path: Path, path: Path) -> tuple[str, list[str]]:
         ("101\t1,1,1 2,2\t3,3 4,4", "101\t3,3 4,4", "cannot be read left out"),
         ("101\t1,1;x,2 2,2", "101\t1,1 2,2", "entries that are no pixels"),
         ("\ufeff101.bmp\t1,1 2,2", "101\t1,1 2,2", "is now 101"),
+        ("101_1\t1,1 2,2\n101_2\t3,3 4,4", "101\t1,1 2,2\t3,3 4,4", "2 lines of image 101"),
         ("0101\t1,1 2,2", "101\t1,1 2,2", "id '0101' is now 101"),
         (
             "101\t1,1 2,2\n2001\t5,5 6,6\n101.bmp\t3,3 4,4",
@@ -377,6 +381,8 @@ def test_packing_is_repaired(tmp_path: Path) -> None:
         ("101\t1300,5 5,6\n2001\t5,5 5,6", "not certain why"),  # swapped, or drawn at the image's size
         ("101\t5000,5 5,6", "not certain why"),
         (b"\xff\xff", "no text"),
+        ("101\t1.0,1.0 2.0,2.0", "no cell would be left"),
+        ("101\t(1,1) (2,2)", "no cell would be left"),
     ],
 )
 def test_what_is_not_certain_is_left(tmp_path: Path, text: str | bytes, expected: str) -> None:

@@ -216,6 +216,12 @@ def test_blank_lines_at_the_end(tmp_path: Path) -> None:
     assert rle_check.fix(path, FORM, IDS, tmp_path / "t.csv") == ["blank lines are gone (2 times)"]
 
 
+def test_large_files_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.competitions.formats.faults.LARGE_BYTES", 100)
+    assert problems(submission(tmp_path / "s.csv", GOOD)) == [("warning", "file size")]
+    assert problems(tmp_path / "none.csv") == [("error", "file")]
+
+
 def test_the_mark_of_an_empty_image_beside_masks(tmp_path: Path) -> None:
     path = submission(tmp_path / "s.csv", [*GOOD, ("bb", "1 1")])
     assert problems(path) == [("warning", "blank")] and "line 8: '1 1', which stands for" in texts(path)

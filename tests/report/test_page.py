@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.experiment import Experiment, load
+from pipeline.experiment import Experiment, Layout, load
 from pipeline.records import Detections
 from pipeline.report import page
 from pipeline.report.page import build
@@ -188,6 +188,25 @@ def test_the_stage_writes_one_file(whole: DrawnRun) -> None:
     assert path == whole.layout.report
     assert path.read_text().startswith("<!doctype html>")
     assert [p.name for p in path.parent.glob(".*")] == []
+
+
+def test_before_anything_is_made_the_first_command_is_named(tmp_path: Path) -> None:
+    experiment, layout = load("quickstart"), Layout("quickstart", tmp_path)
+    layout.folds.parent.mkdir(parents=True)
+    layout.folds.write_text("image,fold\na.png,0\n")  # by hand: nothing of the run itself
+    with pytest.raises(
+        FileNotFoundError, match="nothing to report in .*begin with: python -m pipeline prepare quickstart"
+    ):
+        report.run(experiment, layout)
+    assert not layout.report.exists() and not layout.artifacts.exists()
+
+
+@pytest.mark.parametrize("step", ["prepare", "learn", "fuse", "score"])
+def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path, step: str) -> None:
+    run = DrawnRun(tmp_path, models=("only",), images=3)
+    shutil.rmtree(run.layout.artifacts)  # the drawn images
+    getattr(run, step)()
+    assert "Settings and versions" in report.run(run.experiment, run.layout).read_text()
 
 
 def test_wording() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.competitions import CompetitionError, Problem
 from pipeline.competitions.formats import png
 from pipeline.competitions.formats.archive import Archive, is_stray
+from pipeline.competitions.formats.coco_results import check_counting
 from pipeline.competitions.formats.faults import Faults
 from pipeline.files import writing
 from pipeline.masks import crop_to_rle, rle_to_crop
@@ -36,6 +37,8 @@ MOST_PIXELS = 1 << 27
 
 REPAIRED = {
     "text file missing": "an empty text file is added for {} without one",
+    "byte order mark": "byte order marks are removed: {}",
+    "spacing": "label and confidence stand after single spaces: {}",
     "blank line": "blank lines are removed: {}",
     "empty mask": "empty masks are removed: {}",
     "repeated mask": "of lines that name one mask only the last is kept: {}",
@@ -165,6 +168,9 @@ def _lines(archive: Archive, name: str, faults: Faults) -> Iterator[_Line]:
     except (CompetitionError, UnicodeDecodeError, OSError) as error:
         faults.add("error", "text", f"cannot be read: {error}", name)
         return
+    if text.startswith("\ufeff"):
+        faults.add("error", "byte order mark", "begins with a byte order mark, which spoils the first path", name)
+        text = text[1:]
     seen: set[str] = set()
     for number, row in enumerate(text.split("\n"), start=1):
         row = row.rstrip("\r")
@@ -174,6 +180,9 @@ def _lines(archive: Archive, name: str, faults: Faults) -> Iterator[_Line]:
                 faults.add("error", "blank line", "is blank; the official script stops there", place)
             continue
         parts = row.split(" ")
+        if (len(parts) != 3 or "" in parts) and len(apart := re.split(r"[ \t]+|,[ \t]*", row.strip())) == 3:
+            faults.add("error", "spacing", "is not separated by single spaces; the official script stops there", place)
+            parts = apart
         if len(parts) != 3:
             text_ = "is not `mask label confidence` with single spaces, and none in the path"
             faults.add("error", "line", text_, f"{place} ({row[:60]!r})")
@@ -242,6 +251,7 @@ def check(path: Path, ids: Dataset, categories: Mapping[int, str]) -> list[Probl
             names = _text_files(archive)
             known = {frame_of(image.file_name): image for image in ids.images}
             used: set[str] = set()
+            labels: list[int] = []
             for frame, image in known.items():
                 texts = _texts_of(frame, names)
                 used.update(texts)
@@ -253,6 +263,10 @@ def check(path: Path, ids: Dataset, categories: Mapping[int, str]) -> list[Probl
                 for name in texts:
                     for line in _lines(archive, name, faults):
                         _check_line(archive, line, image, categories, faults)
+                        labels.append(line.label)
+            if used and not labels:
+                faults.add("warning", "count", "names no instance at all", path.name)
+            check_counting(set(labels), sorted(categories), "the label", "label", faults, "all lines")
             for name in set(names) - used:
                 faults.add("warning", "text file", "belongs to none of the test images", name)
     except CompetitionError as error:
@@ -281,6 +295,11 @@ def fix(path: Path, ids: Dataset, categories: Mapping[int, str], target: Path) -
     others = [str(p) for p in problems if p.severity == "error" and p.kind not in REPAIRED]
     if others:
         raise CompetitionError(f"{path} cannot be repaired with certainty:\n  " + "\n  ".join(others))
+    with Archive(path) as archive:
+        if not any(_texts_of(frame_of(image.file_name), _text_files(archive)) for image in ids.images):
+            raise CompetitionError(
+                f"{path} has no text file of any test image: with empty ones it would be nobody's work"
+            )
     changes = [REPAIRED[p.kind].format(p.place) for p in problems if p.kind in REPAIRED]
     if not changes:
         raise CompetitionError(f"{path} has nothing to repair")

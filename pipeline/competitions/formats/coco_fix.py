@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.competitions import CompetitionError
 from pipeline.competitions.formats.coco_results import box_overlaps, load, write_zip
 from pipeline.competitions.formats.record_keys import KEYS, misspelt
+from pipeline.competitions.formats.score_scale import scaled
 from pipeline.masks import polygons_to_rle, rle_to_crop, transposed
 from pipeline.records import Dataset, Image, compressed
 
@@ -176,16 +177,12 @@ class _Repair:
     def _scale_of_scores(self, records: list[dict[str, Any]]) -> None:
         """Scores outside 0..1 are scaled all together: the metric looks at their order alone, and that is kept."""
         scores = [r["score"] for r in records if _is_number(r.get("score"))]
-        if not scores or (min(scores) >= 0 and max(scores) <= 1):
+        new = scaled(scores)
+        if not new:
             return
-        low, high = min(min(scores), 0), max(scores)
-        scaled = {score: (score - low) / (high - low) if high > low else 0.5 for score in scores}
-        order = sorted(scaled)
-        if not all(0 <= scaled[a] < scaled[b] <= 1 for a, b in zip(order, order[1:], strict=False)):
-            scaled = {score: (k + 1) / len(order) for k, score in enumerate(order)}  # rounding would make ties
         for record in records:
             if _is_number(record.get("score")):
-                record["score"] = float(scaled[record["score"]])
+                record["score"] = float(new[record["score"]])
         self.changes["scores scaled to 0..1, in the same order"] += len(scores)
 
     # ------------------------------------------------ masks -----------------------------------------------------------

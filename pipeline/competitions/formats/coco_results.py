@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.competitions import CompetitionError, Problem
 from pipeline.competitions.formats import box_shift, zipped
-from pipeline.competitions.formats.faults import SHOWN, Faults
+from pipeline.competitions.formats.faults import SHOWN, Faults, too_large
 from pipeline.competitions.formats.record_keys import KEYS, misspelt
 from pipeline.files import writing
 from pipeline.masks import FOREGROUND, rle_to_crop
@@ -24,9 +24,6 @@ log = logging.getLogger("pipeline.competitions")
 
 MAX_JSON_BYTES = 512 << 20
 """A submission that unpacks to more is refused unread: real ones hold a few MB."""
-
-LARGE_BYTES = 100 << 20
-"""A submission that holds more is worth a warning: leaderboards have limits, and real ones hold a few MB."""
 
 SAMPLE = 1000
 """Records that are looked at to tell how all are meant."""
@@ -246,9 +243,7 @@ def check(
     value, problems = load(path, member, ids, most)
     if value is None:
         return problems
-    if path.stat().st_size > LARGE_BYTES:
-        text = f"holds {path.stat().st_size:,} bytes; the leaderboard may take fewer"
-        problems.append(Problem("warning", path.name, text, "file size"))
+    problems += too_large(path)
     return problems + check_records(value, ids, categories, max_detections, box_needed)
 
 
@@ -290,8 +285,8 @@ def check_records(
             if mask_box is not None and category is not None:
                 masks[image.id, category, str(record["segmentation"]["counts"])] += 1
     _check_boxes_against_masks(boxes, faults)
-    _check_counting(value, "image_id", sorted(ids.image), faults)
-    _check_counting(value, "category_id", known, faults)
+    check_counting(_whole_numbers(value, "image_id"), sorted(ids.image), "image_id", "image id", faults)
+    check_counting(_whole_numbers(value, "category_id"), known, "category_id", "category", faults)
     _check_whole(ids, per_image, masks, scores, max_detections, faults)
     return faults.problems()
 
@@ -500,22 +495,31 @@ def _check_boxes_against_masks(
         faults.add("warning", "box", text, "most records")
 
 
-def _check_counting(records: Sequence[Any], key: str, known: Sequence[int], faults: Faults) -> None:
-    """Ids that are all one too low or too high, so that one is not known; and places in a list of ids with gaps."""
-    values = {record[key] for record in records if isinstance(record, dict) and type(record.get(key)) is int}
+def check_counting(
+    values: set[int], known: Sequence[int], name: str, kind: str, faults: Faults, place: str = "all records"
+) -> None:
+    """Ids that are all one too low or too high, so that one is not known; and places in a list of ids with gaps.
+
+    Args:
+        known: ascending.
+        name: of the ids, to be told.
+    """
     if len(known) < 2 or not values:
         return
-    kind = "category" if key == "category_id" else "image id"
     places = list(range(1, len(known) + 1))
     if min(values) == 0 and max(values) < len(known) and known != places and not values <= set(known):
-        text = f"{key} looks like the place in the list of ids, from 0, and not like the id that stands there"
+        text = f"{name} looks like the place in the list of ids, from 0, and not like the id that stands there"
     elif min(values) == known[0] - 1 and known[-1] not in values:
-        text = f"{key} looks counted from {known[0] - 1}: then every record's is one too low"
+        text = f"{name} looks counted from {known[0] - 1}: then every record's is one too low"
     elif max(values) == known[-1] + 1 and known[0] not in values:
-        text = f"{key} looks counted from {known[0] + 1}: then every record's is one too high"
+        text = f"{name} looks counted from {known[0] + 1}: then every record's is one too high"
     else:
         return
-    faults.add("error", kind, text, "all records")
+    faults.add("error", kind, text, place)
+
+
+def _whole_numbers(records: Sequence[Any], key: str) -> set[int]:
+    return {record[key] for record in records if isinstance(record, dict) and type(record.get(key)) is int}
 
 
 def _along_rows(rles: Sequence[dict[str, Any]], boxes: np.ndarray) -> bool:

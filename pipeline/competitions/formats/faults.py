@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Literal
 
 from pipeline.competitions import Problem
 
 SHOWN = 3
 """Places named of a fault that many share."""
+
+LARGE_BYTES = 100 << 20
+"""A submission that holds more is worth a warning: leaderboards have limits, and real ones hold a few MB."""
+
+
+def too_large(path: Path) -> list[Problem]:
+    """The warning that a file's size is worth, if any."""
+    size = path.stat().st_size
+    if size <= LARGE_BYTES:
+        return []
+    return [Problem("warning", path.name, f"holds {size:,} bytes; the leaderboard may take fewer", "file size")]
 
 
 class Faults:

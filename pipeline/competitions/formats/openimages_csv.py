@@ -27,8 +27,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.competitions import CompetitionError, Problem
-from pipeline.competitions.formats.faults import Faults
-from pipeline.competitions.formats.rle_csv import lines, name_of, unpacked
+from pipeline.competitions.formats.faults import Faults, too_large
+from pipeline.competitions.formats.rle_csv import BLANK_WORDS, lines, name_of, unpacked
+from pipeline.competitions.formats.score_scale import scaled
 from pipeline.files import writing
 from pipeline.masks import rle_to_crop
 from pipeline.records import Dataset, Image
@@ -95,12 +96,15 @@ class Row:
 class Table:
     """The rows of a file under the names that its header has for the four columns, and columns that should not be.
 
-    `names` has the file's own name of each column that was found; a column that is missing has empty cells.
+    `names` has the file's own name of each column that was found; a column that is missing has empty cells. `member` is the
+    name inside a zip, and `marked` whether the text begins with a byte order mark.
     """
 
     rows: list[Row]
     names: dict[str, str]
     spare: list[str]
+    member: str = ""
+    marked: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -113,15 +117,16 @@ def load(path: Path) -> Table:
     Raises:
         CompetitionError: there is no such file, it is too large, or no CSV with an id and a prediction string.
     """
-    content, _ = unpacked(path)
+    content, member = unpacked(path)
     rows_of_cells = lines(content, str(path))
     if not rows_of_cells:
         raise CompetitionError(f"{path} is empty; its first line must be {','.join(COLUMNS)}")
     header = [name.strip() for name in rows_of_cells[0][1]]
     names = _names(header)
-    if not {"id", "prediction_string"} <= set(names):
+    lacking = [column for column in ("id", "prediction_string") if column not in names]
+    if lacking:
         raise CompetitionError(
-            f"{path} has no column {COLUMNS[0]} and {COLUMNS[3]}: its first line must be {','.join(COLUMNS)}, "
+            f"{path} has no column {' and '.join(lacking)}: its first line must be {','.join(COLUMNS)}, "
             f"and is {_short(','.join(header))}"
         )
     place = {column: header.index(name) for column, name in names.items()}
@@ -133,7 +138,8 @@ def load(path: Path) -> Table:
     for line, cells in rows_of_cells[1:]:
         name, height, width, predictions = (cell(cells, column) for column in COLUMNS)
         rows.append(Row(name, height, width, predictions, line))
-    return Table(rows, names, [name for name in header if name not in names.values()])
+    spare = [name for name in header if name not in names.values()]
+    return Table(rows, names, spare, member, content[:3] == b"\xef\xbb\xbf")
 
 
 def _names(header: Sequence[str]) -> dict[str, str]:
@@ -308,10 +314,15 @@ def check(path: Path, ids: Dataset, label: str) -> list[Problem]:
         if count > len(scores) / 2:
             text = "more than half of the scores are the same; the metric ranks by score"
             faults.add("warning", "score", text, f"{count} of {len(scores)} detections ({value})")
-    return faults.problems()
+    return faults.problems() + too_large(path)
 
 
 def _check_columns(table: Table, path: Path, faults: Faults) -> None:
+    if table.member:
+        faults.add("warning", "file", f"is a zip archive; {table.member} in it is what counts", path.name)
+    if table.marked:
+        text = "begins with a byte order mark, which may be taken as a part of the first name"
+        faults.add("warning", "file", text, path.name)
     for column, name in table.names.items():
         if name != column:
             faults.add("error", "column", f"the column {name!r} should be {column!r}", path.name)
@@ -333,6 +344,10 @@ def _check_size(row: Row, image: Image, table: Table, place: str, faults: Faults
 
 def _check_predictions(row: Row, image: Image, label: str, place: str, faults: Faults) -> list[tuple[str, float]]:
     """The mask and the score of every detection that is sound."""
+    if row.predictions.lower() in BLANK_WORDS:
+        text = f"{row.predictions!r} stands where nothing was found; the string must be blank there"
+        faults.add("error", "blank", text, place)
+        return []
     try:
         triples = _triples(row.predictions)
     except ValueError as error:
@@ -401,11 +416,14 @@ def fix(path: Path, ids: Dataset, target: Path, label: str) -> list[str]:
     changes = [f"column {name!r} renamed {column!r}" for column, name in table.names.items() if name != column]
     changes += [f"column {column!r} added" for column in table.missing]
     changes += [f"column {name!r} removed" for name in table.spare]
+    changes += ["the byte order mark is gone"] if table.marked else []
     rows, said = _fix_ids(table.rows, known)
     if not rows and known:
         raise CompetitionError(f"{path} speaks of none of the {len(known)} test images; is it of another competition?")
     changes += said
     rows, said = _fix_predictions(rows, known, label)
+    changes += said
+    rows, said = _fix_confidences(rows)
     changes += said
     rows, said = _fix_sizes(rows, known, table)
     changes += said
@@ -452,6 +470,8 @@ def _fix_ids(rows: Sequence[Row], known: Mapping[str, Image]) -> tuple[list[Row]
 def _fix_predictions(rows: Sequence[Row], known: Mapping[str, Image], label: str) -> tuple[list[Row], list[str]]:
     count: Counter[str] = Counter()
     mended = []
+    count["words for nothing made blank"] = sum(row.predictions.lower() in BLANK_WORDS for row in rows)
+    rows = [replace(row, predictions="") if row.predictions.lower() in BLANK_WORDS else row for row in rows]
     labels = {name for row in rows for name in row.predictions.split()[::3]}
     for row in rows:
         image = known[row.id]
@@ -475,6 +495,33 @@ def _fix_predictions(rows: Sequence[Row], known: Mapping[str, Image], label: str
             plain = kept
         mended.append(replace(row, predictions=" ".join(plain)))
     return mended, [f"{times:,} {what}" for what, times in count.items() if times]
+
+
+def _fix_confidences(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Confidences scaled to 0..1 all together; a mask whose confidence is not finite has no rank and goes."""
+    triples: list[list[tuple[str, str, str]]] = []
+    for row in rows:
+        try:
+            triples.append(_triples(row.predictions))
+        except ValueError:
+            return list(rows), []
+    numbers = [_number(score) for found in triples for _, score, _ in found]
+    if any(number is None for number in numbers):
+        return list(rows), []
+    new = scaled(number for number in numbers if number is not None and math.isfinite(number))
+    gone = sum(not math.isfinite(number) for number in numbers if number is not None)
+    if not new and not gone:
+        return list(rows), []
+    mended = []
+    for row, found in zip(rows, triples, strict=True):
+        ranked = [(name, float(score), mask) for name, score, mask in found if math.isfinite(float(score))]
+        words = [f"{name} {new.get(score, score)!r} {mask}" for name, score, mask in ranked]
+        mended.append(replace(row, predictions=" ".join(words)))
+    changes = [
+        (gone, "masks removed whose confidence is not finite, so that they have no rank"),
+        (len(numbers) - gone if new else 0, "confidences scaled to 0..1, in the same order"),
+    ]
+    return mended, [f"{times:,} {what}" for times, what in changes if times]
 
 
 def _fix_sizes(rows: Sequence[Row], known: Mapping[str, Image], table: Table) -> tuple[list[Row], list[str]]:

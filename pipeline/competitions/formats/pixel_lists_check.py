@@ -117,13 +117,17 @@ _CAUSES = {
 
 
 def _known(name: str, images: Mapping[str, Image]) -> str | None:
-    """The test image that an id stands for with certainty: with a suffix, spaces, zeros or a byte order mark too many."""
+    """The test image that an id stands for with certainty: with a suffix, spaces, zeros, a mask's number or a byte order
+    mark too many."""
     if name in images:
         return name
     bare = name.removeprefix("\ufeff").strip()
     bare = bare[:-4] if bare.lower().endswith(".bmp") else bare
     if bare in images:
         return bare
+    stem, _, number = bare.partition("_")
+    if number.isdigit() and stem in images:  # the name of a mask, <id>_<number>
+        return stem
     return bare.lstrip("0") if bare.isdigit() and bare.lstrip("0") in images else None
 
 
@@ -166,6 +170,8 @@ def _check_line(line: Line, images: Mapping[str, Image], faults: Faults) -> None
     if line.name not in images:
         meant = _known(line.name, images)
         hint = f"; it must be {meant}" if meant else ""
+        if not line.cells and (" " in line.name or ";" in line.name):
+            hint = "; there is no tab on the line, which must stand after the id and between cells"
         faults.add("error", "image id", f"the id is no test image, so the line is passed over{hint}", place)
     if not line.cells:
         faults.add("warning", "structure", "has no cell", place)
@@ -205,7 +211,9 @@ def fix(path: Path, member: str, images: Mapping[str, Image], target: Path) -> l
         large = whole.pixels > 100_000_000
         changes: Counter[str] = Counter({f"packed alone, as {member}, into a zip": 1} if packing else {})
         with writing(target) as temporary, zipped.written(temporary, member, large=large) as out:
-            _rewrite(path, member, images, causes[0] if causes else "", whole, out, changes)
+            written = _rewrite(path, member, images, causes[0] if causes else "", whole, out, changes)
+            if written == 0 and whole.cells:
+                raise CompetitionError(f"{path}: no cell would be left")
             if not changes:
                 raise CompetitionError(f"{path} holds nothing that could be repaired with certainty")
     except (zipped.DamagedError, LinesError) as error:
@@ -221,8 +229,11 @@ def _rewrite(
     whole: _Whole,
     out: IO[bytes],
     changes: Counter[str],
-) -> None:
-    """Write every line as it should be. Lines that share an image are kept until all are read, then joined."""
+) -> int:
+    """Write every line as it should be, and say how many cells that were.
+
+    Lines that share an image are kept until all are read, then joined.
+    """
     if cause:
         changes[{
             "swapped": "column,row turned into row,column",
@@ -231,10 +242,11 @@ def _rewrite(
         }[cause]] += 1  # fmt: skip
     meant = Counter(_known(name, images) or name for name in whole.lines.elements())
     waiting: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    first = True
+    first, written = True, 0
 
     def put(name: str, cells: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        nonlocal first
+        nonlocal first, written
+        written += len(cells)
         out.write(b"" if first else b"\n")
         first = False
         for piece in pixel_lists.line(name, cells):
@@ -254,6 +266,7 @@ def _rewrite(
     for name, cells in waiting.items():
         changes[f"the {meant[name]} lines of image {name} joined"] += 1
         put(name, cells)
+    return written
 
 
 def _canvas(cause: str, images: Mapping[str, Image]) -> tuple[int, int]:

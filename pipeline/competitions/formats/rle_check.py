@@ -17,13 +17,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipeline.competitions import CompetitionError, Problem
-from pipeline.competitions.formats.faults import Faults
+from pipeline.competitions.formats.faults import Faults, too_large
 from pipeline.competitions.formats.kaggle_rle import Order, as_text, numbers, runs_of, tidy, to_rle
-from pipeline.competitions.formats.rle_csv import RleCsv, lines, name_of, unpacked, write_rows
+from pipeline.competitions.formats.rle_csv import BLANK_WORDS, RleCsv, lines, name_of, unpacked, write_rows
 from pipeline.records import Dataset, Image
-
-BLANK_WORDS = ("nan", "none", "null", "na", "<na>", "[]", '""', "''")
-"""What programs write where they mean that there is no mask."""
 
 LEAST_RUNS = 4
 """Only masks of so many runs say how far their runs lie apart."""
@@ -75,7 +72,8 @@ class _Examination:
 
 def check(path: Path, form: RleCsv, ids: Dataset) -> list[Problem]:
     """Every problem of a submission for these images; those of unknown size (0) are checked as far as that goes."""
-    return examine(path, form, ids).faults.problems()
+    problems = examine(path, form, ids).faults.problems()
+    return problems + too_large(path) if path.is_file() else problems
 
 
 def fix(path: Path, form: RleCsv, ids: Dataset, target: Path) -> list[str]:

@@ -23,6 +23,9 @@ log = logging.getLogger("pipeline.competitions")
 MAX_BYTES = 512 << 20
 """A CSV that is larger, or unpacks to more, is refused unread: real ones hold a few MB."""
 
+BLANK_WORDS = ("nan", "none", "null", "na", "<na>", "[]", '""', "''")
+"""What programs write where they mean that there is no mask."""
+
 _LONGEST = MAX_BYTES
 """Of one value: the csv module's own limit of 128 kB is less than a mask of many runs."""
 
