@@ -82,7 +82,7 @@ def fuse(folder: Path) -> dict[str, float]:
     sizes = dict.fromkeys(images, (SIDE, SIDE))
 
     def fusing() -> Generator[tuple[int, int], None, None]:
-        yield from fuse_to(folder / "fused.parquet", paths, Fusion(), sizes, None, everyone=True, provenance={})
+        yield from fuse_to(folder / "fused.parquet", paths, Fusion(), sizes, None, provenance={})
 
     first = fusing()
     next(first)
