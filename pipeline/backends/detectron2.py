@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ log = logging.getLogger("pipeline.detectron2")
 ZOO = "model_zoo://"
 """A config may begin with ``_BASE_: model_zoo://COCO-InstanceSegmentation/…yaml``: a config of the installed package."""
 
+IMPORTS = "IMPORTS"
+"""A config may list modules under this key; importing them registers parts of networks that Detectron2 does not have."""
+
 
 # ---------------------------------------------------------------- the network -----------------------------------------
 
@@ -49,7 +53,7 @@ def read_config(model: ModelSettings, classes: int, settings: PredictSettings | 
         _merge(config, path)
         for key, value in model.options.items():
             config.merge_from_list([key, value])
-    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
+    except (KeyError, ValueError, AssertionError, ImportError, OSError, yaml.YAMLError) as error:
         raise ExperimentError(f"{path} is not a Detectron2 config: {type(error).__name__}: {error}") from error
     config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     config.MODEL.ROI_HEADS.NUM_CLASSES = classes
@@ -74,6 +78,8 @@ def _merge(config: CfgNode, path: Path) -> None:
     content = yaml.safe_load(path.read_text())
     if not isinstance(content, dict):
         raise ValueError("the file holds no settings")
+    for module in content.pop(IMPORTS, []):
+        importlib.import_module(module)
     base = content.pop("_BASE_", None)
     if base is not None and str(base).startswith(ZOO):
         config.merge_from_file(model_zoo.get_config_file(str(base).removeprefix(ZOO)))

@@ -41,7 +41,7 @@ def run(experiment: Experiment, layout: Layout, model: str, fold: str, version: 
         images,
         folder,
         f"{model}/{fold}",
-        experiment.seed + _offset(fold),
+        experiment.seed + settings.seed + _offset(fold),
         version,
     )
     began = time.perf_counter()
