@@ -2,8 +2,9 @@
 
     python -m benchmarks.views
 
-Slim Mask R-CNNs with random weights on 192x192 images, in both frameworks where installed. The image is read once for all its
-views, so eight should cost at most eight times one; the target is 8.2. Rounds are interleaved and the fastest counts.
+Slim Mask R-CNNs with random weights on 256x256 images, in both frameworks where installed. The image is read once for all its
+views, so eight should cost at most eight times one; the target is 8.2. Processor time on one thread; rounds are interleaved
+and the fastest counts.
 """
 
 import tempfile
@@ -20,7 +21,7 @@ from pipeline.experiment import PROJECT, ModelSettings, PredictSettings
 from pipeline.records import Dataset, Image
 from pipeline.views import TURNS
 
-SIDE, IMAGES, ROUNDS = 192, 2, 2
+SIDE, IMAGES, ROUNDS, TARGET = 256, 3, 3, 8.2
 CONFIGS = {"mmdet": "mask-rcnn_r18_slim.py", "detectron2": "mask-rcnn_r18_slim.yaml"}
 
 
@@ -35,14 +36,15 @@ def seconds(job: PredictJob) -> float:
     """A pass over the images, without building the network: the first image of the iterator pays for that."""
     passes = backends.get(job.model.framework).predict(job)
     next(passes)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in passes:
         pass
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def main() -> None:
     turns = list(TURNS)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = drawn(folder)
@@ -63,9 +65,13 @@ def main() -> None:
                     settings = PredictSettings(views=views, score_threshold=0.3, max_detections=50, batch=batch)
                     job = PredictJob(model, settings, views, folder / "fresh.pth", data, "m/0")
                     best[kind] = min(best[kind], seconds(job))
-            one = best["one view"]
+            one = best["one view"] / (IMAGES - 1)
             for kind, took in best.items():
-                print(f"{framework:10s} {kind:26s} {took:7.3f} s an image, {took / one:5.2f} x one view")
+                ratio = took / (IMAGES - 1) / one
+                verdict = (
+                    "" if kind == "one view" else f" (at most {TARGET}: {'holds' if ratio <= TARGET else 'MISSED'})"
+                )
+                print(f"{framework:10s} {kind:26s} {ratio * one:7.3f} s an image, {ratio:5.2f} x one view{verdict}")
 
 
 if __name__ == "__main__":
