@@ -178,7 +178,7 @@ step() {
       say "  compiling $line, $((SECONDS - began)) s"; shown=$line
     fi
   done
-  wait "$job" || { tail -n 25 "$log" >&2; return 1; }
+  wait "$job" || { [ "${optional:-no}" = yes ] || tail -n 25 "$log" >&2; return 1; }
 }
 pip() { "$py" -m pip --disable-pip-version-check --no-input "$@"; }
 pinned() { grep -E "^$1==" "$root/requirements.txt"; }
@@ -240,10 +240,10 @@ else
     env GIT_TERMINAL_PROMPT=0 timeout 1800 "$py" -m pip install --no-build-isolation --force-reinstall --no-deps \
       -r "$root/requirements-detectron2.txt" && "$py" -m pip install --no-build-isolation -r "$root/requirements-detectron2.txt"
   }
-  if step "trying Detectron2 (compiles for about 80 s when its git can be reached)" detectron2; then
+  if optional=yes step "trying Detectron2 (compiles for about 80 s when its git can be reached)" detectron2; then
     printf '%s\n' "$wanted" >"$venv/.detectron2"
   else
-    say "Detectron2 could not be installed; its models will be skipped. To add it: $py -m pip install --no-build-isolation -r requirements-detectron2.txt"
+    say "Detectron2 could not be installed; its models will be skipped. To add it: $py -m pip install --no-build-isolation -r requirements-detectron2.txt (why: $log)"
     "$py" -c 'import torch; from detectron2 import _C' 2>/dev/null || "$py" -m pip uninstall -y detectron2 >>"$log" 2>&1 || true
   fi
 fi
