@@ -24,7 +24,6 @@ CHATTER = (
     "pkg_resources is deprecated",
     "torch.meshgrid: in an upcoming release",
     "The current default scope",
-    "faster_coco_eval is not installed",
 )
 """What the frameworks say about themselves at every start, of no use to whoever trains."""
 

@@ -7,6 +7,7 @@ import io
 import logging
 import pickle
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,9 @@ def read_config(model: ModelSettings, classes: int) -> Config:
         ExperimentError: the file is missing or is not an MMDetection config.
     """
     path = catalog.locate(model.config)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints which of its optional data sets it does without
+    # it prints and warns of the data sets and metrics that it does without, and none of its own are used
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         register_all_modules(init_default_scope=True)
     try:
         config = Config.fromfile(path)
