@@ -49,8 +49,7 @@ def read_config(model: ModelSettings, classes: int) -> Config:
     """
     path = catalog.locate(model.config)
     # it prints and warns of the data sets and metrics that it does without, and none of its own are used
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True):
         register_all_modules(init_default_scope=True)
     try:
         config = Config.fromfile(path)
