@@ -41,9 +41,7 @@ class PositionSOLOHead(SOLOHead):  # type: ignore[misc]
         self.attention = attention
         self.attention_scale = attention_scale
         if coordinates is None:  # no channels for them in the first convolution
-            self.mask_convs[0] = ConvModule(
-                self.in_channels, self.feat_channels, 3, padding=1, norm_cfg=self.norm_cfg
-            )
+            self.mask_convs[0] = ConvModule(self.in_channels, self.feat_channels, 3, padding=1, norm_cfg=self.norm_cfg)
 
     def forward(self, x: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Masks and classes of every level, as `SOLOHead.forward` gives them.
