@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pipeline.backends import catalog
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.samples import Sample
 from pipeline.experiment import ModelSettings
@@ -160,6 +161,8 @@ def test_the_full_configs_are_the_papers(kind: str) -> None:
     assert mine.attention is (kind == "solo-attention") and mine.get("attention_scale", 1.0) == 1.0
     slim = mmdet.read_config(config(f"{kind}_r50_cpu"), 5)
     assert slim.load_from is None
+    listed = {entry.name: entry.weights for entry in catalog.entries()}
+    assert listed[f"mmdet/{kind}_r50"] == settings.load_from and listed[f"mmdet/{kind}_r50_cpu"] == ""
     differs = {key for key in mine if mine[key] != slim.model.mask_head[key]}
     assert differs == {"in_channels", "feat_channels", "num_grids", "scale_ranges", "norm_cfg"}
 

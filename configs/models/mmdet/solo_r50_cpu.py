@@ -1,4 +1,4 @@
-"""SOLO as in solo_r50, slim: ResNet-18 of half width, FPN of 64 channels, head of 32, S for small images. Random weights."""
+"""SOLO as in solo_r50, slim: ResNet-18 of half width, FPN of 64 channels, head of 32, smaller S. Random weights."""
 
 _base_ = "./solo_r50.py"
 
