@@ -187,6 +187,8 @@ def _weights(path: Path) -> str:
         for key, value in _assignments(each):
             if key in _WEIGHT_KEYS and isinstance(value, str) and value:
                 return value
+            if key == "load_from" and value is None:  # a slim variant of a config that has some
+                return ""
     return ""
 
 
