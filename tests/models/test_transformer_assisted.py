@@ -1,7 +1,7 @@
 """The transformer-assisted backbone against the literal formula, and what must hold of it whatever its weights are."""
 
-import timm
 import pytest
+import timm
 import torch
 from torch import nn
 
