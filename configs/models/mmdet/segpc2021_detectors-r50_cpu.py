@@ -38,14 +38,22 @@ def _sampling(iou):
             min_pos_iou=iou,
             ignore_iof_thr=-1,
         ),
-        sampler=dict(type="RandomSampler", num=48, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
+        sampler=dict(type="RandomSampler", num=32, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
         mask_size=28,
         pos_weight=-1,
         debug=False,
     )
 
 
-_slim = dict(base_channels=16, stem_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None, pretrained=None)
+_slim = dict(
+    base_channels=16,
+    stem_channels=16,
+    frozen_stages=-1,
+    norm_eval=False,
+    init_cfg=None,
+    pretrained=None,
+    sac=dict(use_deform=False),  # deformable convolutions take most of the time on a CPU
+)
 model = dict(
     backbone=_slim,
     neck=dict(
