@@ -34,6 +34,7 @@ _ADDRESSES = {
     "open-mmlab://": "https://download.openmmlab.com/",
     "mmdet://": "https://download.openmmlab.com/",
     "detectron2://": "https://dl.fbaipublicfiles.com/detectron2/",
+    "timm://": "https://huggingface.co/timm/",
 }
 """Where the frameworks' short addresses lead; those that end in a folder of names are probed by their host."""
 
