@@ -76,7 +76,8 @@ def watershed(parts: np.ndarray) -> np.ndarray:
         both = region[here] & region[there]
         first.append(node[here][both])
         second.append(node[there][both])
-        cost.append(1 + height.max() - np.minimum(height[here], height[there])[both])
+        low, high = np.sort([height[here][both], height[there][both]], axis=0)
+        cost.append(1 + (height.max() - low) + (height.max() - high) / 1000)  # along an outline all is equally low: uphill
     edges = (np.concatenate(cost), (np.concatenate(first), np.concatenate(second)))
     tree = csgraph.minimum_spanning_tree(sparse.coo_array(edges, shape=(root + 1, root + 1)).tocsr())
     _, of_node = csgraph.connected_components(tree[:root, :root], directed=False)
