@@ -113,7 +113,8 @@ class SemanticSegmentor(Segmentor):
         maps = torch.zeros_like(logits)
         for own, sample in zip(maps, batch_data_samples, strict=True):
             labels, masks = truth(sample, logits.shape[-2:], logits.device)
-            own.index_reduce_(0, labels, masks.to(own), "amax")
+            for label, mask in zip(labels.tolist(), masks, strict=True):
+                own[label][mask > 0] = 1
         return {"loss_mask": self.loss_mask(logits, maps)}
 
     def predict(self, batch_inputs: torch.Tensor, batch_data_samples: list[DetDataSample]) -> list[DetDataSample]:
