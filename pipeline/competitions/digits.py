@@ -120,7 +120,9 @@ class Digits(CocoCompetition):
             raise CompetitionError(f"data.options.fewest is {chosen['fewest']}, more than digits, {chosen['digits']}")
         for key, names in CHOICES.items():
             if chosen[key] not in names:
-                raise CompetitionError(f"data.options.{key} is {chosen[key]!r}; it must be {names[0]!r} or {names[1]!r}")
+                raise CompetitionError(
+                    f"data.options.{key} is {chosen[key]!r}; it must be {names[0]!r} or {names[1]!r}"
+                )
         for_train, for_test = _sklearn_digits() if path is None else _mnist(path)
         train = self._part("train", chosen["images"], for_train, chosen, seed, target)
         truth = self._part("test", chosen["test_images"], for_test, chosen, seed, target)

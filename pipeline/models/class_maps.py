@@ -17,7 +17,12 @@ SEED = 0.6
 """Where watershed begins: pixels further from the outline than this share of the object's innermost pixel."""
 
 _UP, _DOWN, _ALL = slice(None, -1), slice(1, None), slice(None)
-STEPS = (((_ALL, _UP), (_ALL, _DOWN)), ((_UP, _ALL), (_DOWN, _ALL)), ((_UP, _UP), (_DOWN, _DOWN)), ((_UP, _DOWN), (_DOWN, _UP)))
+STEPS = (
+    ((_ALL, _UP), (_ALL, _DOWN)),
+    ((_UP, _ALL), (_DOWN, _ALL)),
+    ((_UP, _UP), (_DOWN, _DOWN)),
+    ((_UP, _DOWN), (_DOWN, _UP)),
+)
 """Every pair of neighbours once, as two views of a map."""
 
 
@@ -77,7 +82,9 @@ def watershed(parts: np.ndarray) -> np.ndarray:
         first.append(node[here][both])
         second.append(node[there][both])
         low, high = np.sort([height[here][both], height[there][both]], axis=0)
-        cost.append(1 + (height.max() - low) + (height.max() - high) / 1000)  # along an outline all is equally low: uphill
+        cost.append(
+            1 + (height.max() - low) + (height.max() - high) / 1000
+        )  # along an outline all is equally low: uphill
     edges = (np.concatenate(cost), (np.concatenate(first), np.concatenate(second)))
     tree = csgraph.minimum_spanning_tree(sparse.coo_array(edges, shape=(root + 1, root + 1)).tocsr())
     _, of_node = csgraph.connected_components(tree[:root, :root], directed=False)

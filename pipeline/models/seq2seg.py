@@ -79,7 +79,7 @@ class PatchEncoder(nn.Module):
         """
         patches = self.project(images)  # (B, d, h, w)
         height, width = patches.shape[-2:]
-        positions = self.positions
+        positions: torch.Tensor = self.positions
         if positions.shape[-2:] != (height, width):
             positions = functional.interpolate(positions, (height, width), mode="bilinear", align_corners=False)
         sequence = (patches + positions).flatten(2).transpose(1, 2)  # (B, N, d)

@@ -131,14 +131,12 @@ def test_masks_are_compared_small_but_learnt_whole() -> None:
     _, masks, labels, truths = problem(4, counts=(3,))
     classes = torch.zeros(1, 6, 4)
     masks = masks[:1].requires_grad_()
-    shapes = []
     loss = HungarianLoss(3, cost_size=(4, 5))
     costs = loss.costs(classes, masks.sigmoid(), labels[0][None], truths[0][None].float())
     small = [torch.nn.functional.adaptive_avg_pool2d(m, (4, 5)) for m in (masks.sigmoid(), truths[0][None].float())]
     assert torch.allclose(costs, pairwise_dice_loss(*small) + 0.1 * math.log(4))
-    shapes = [pair for pair in match(costs, [3])]
+    ((query, target),) = match(costs, [3])
     losses = loss(classes, masks, labels, truths)
-    (query, target) = shapes[0]
     whole = dice_loss(masks[0].sigmoid()[query], truths[0].float()[target]).mean()
     assert losses["loss_mask"].item() == pytest.approx(whole.item(), abs=1e-6)
     losses["loss_mask"].backward()

@@ -21,6 +21,7 @@ from tests.backends.test_samples import drawn
 pytest.importorskip("mmdet")
 
 from pipeline.backends import mmdet  # noqa: E402
+from pipeline.models.mmdet.seq2seg import truth  # noqa: E402
 
 FULL = ("seq2seg-instances", "seq2seg-semantic", "seq2seg-semantic-no-skip", "unet-semantic", "unet-hungarian")
 CPU = tuple(f"{name}_cpu" for name in FULL)
@@ -185,8 +186,6 @@ def test_the_truth_of_smaller_images_is_padded(tmp_path: Path) -> None:
     detector = mmdet.build(settings_of("seq2seg-instances_cpu"), 2).train()
     batch = detector.data_preprocessor(mmdet.collate([small, large]), training=True)
     assert batch["inputs"].shape == (2, 3, 64, 64)
-    from pipeline.models.mmdet.seq2seg import truth
-
     labels, masks = truth(batch["data_samples"][0], torch.Size([64, 64]), torch.device("cpu"))
     assert masks.shape == (len(labels), 64, 64)
     assert np.array_equal(masks[:, :48, :48].numpy(), small.masks.bitmaps())
@@ -216,4 +215,3 @@ def test_a_probability_arrives_in_the_detections(tmp_path: Path) -> None:
         x0, y0, x1, y1 = own.mask_box[i]
         frame[y0:y1, x0:x1] = own.crop(i) >= FOREGROUND
         assert (frame != (mask > 0.5).numpy()).mean() < 1e-3
-
