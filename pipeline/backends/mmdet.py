@@ -256,6 +256,13 @@ def _prepare_for_inference(network: nn.Module, settings: PredictSettings) -> Non
     for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
         if head is not None:
             head.predict_by_feat = types.MethodType(_keep_roi_masks, head)
+    scoring = getattr(roi_head, "mask_iou_head", None)
+    if scoring is not None:
+        plain = scoring.predict_by_feat
+        # a regression has no bounds: untrained it multiplies scores by less than nothing, trained by more than one
+        scoring.predict_by_feat = lambda mask_iou_preds, results_list: plain(
+            mask_iou_preds=[iou.clamp(0, 1) for iou in mask_iou_preds], results_list=results_list
+        )
     fusion = getattr(network, "panoptic_fusion_head", None)
     if fusion is not None:
         fusion.instance_postprocess = types.MethodType(_keep_query_masks, fusion)
