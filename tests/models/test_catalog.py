@@ -62,19 +62,19 @@ def built(entry: Entry) -> tuple[Any, nn.Module]:
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_every_model_builds_and_finds_valid_detections(entry: Entry, tmp_path: Path) -> None:
     _, network = built(entry)
-    # RPN heads tell objects from background and have a class of their own
-    heads = [part for part in network.modules() if hasattr(part, "num_classes") and "RPN" not in type(part).__name__]
-    assert heads and {part.num_classes for part in heads} == {CLASSES}
+    # RPN heads tell objects from background and have a class of their own; Detectron2's backbones could classify and do not
+    told = {getattr(part, "num_classes", None) for part in network.modules() if "RPN" not in type(part).__name__}
+    assert told - {None} == {CLASSES}
     checkpoint = tmp_path / "fresh.pth"
     torch.save({"state_dict": network.state_dict()}, checkpoint)
-    del network, heads
+    del network
     gc.collect()  # two of the largest networks at once are 2 GB
 
     data = drawn(tmp_path, 97, 75).subset([5])
     views = ["identity", "rot90@1.3"] if small(entry) else ["identity"]
     found = predicted(ModelSettings(framework=entry.framework, config=entry.name), data, checkpoint, views)
     checkpoint.unlink()
-    assert set(found.source) == set(range(len(views)))
+    assert set(found.source) == set(range(len(views))) and len(found) <= 20 * len(views)
     valid(found, data)
 
 
