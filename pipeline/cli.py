@@ -447,7 +447,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 def _models_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="*", metavar="NAME", help="only these, as they are listed; without: all")
     parser.add_argument(
-        "--parameters", action="store_true", help="count each model's parameters: builds it, which takes seconds a model"
+        "--parameters",
+        action="store_true",
+        help="count each model's parameters: builds it, which takes seconds a model",
     )
 
 
