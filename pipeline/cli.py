@@ -444,15 +444,30 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Other options go to Snakemake, e.g. --forcerun fuse."
 
 
+def _models_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="*", metavar="NAME", help="only these, as they are listed; without: all")
+    parser.add_argument(
+        "--parameters",
+        action="store_true",
+        help="count each model's parameters: builds it, which takes seconds a model",
+    )
+
+
 def _models(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.backends import catalog
 
     listed = catalog.entries()
+    for name in options.name:
+        catalog.locate(name)
+    if options.name:
+        listed = [entry for entry in listed if entry.name in options.name]
     reach = catalog.reach(sorted({entry.weights for entry in listed if entry.weights}))
     for entry in listed:
         usable = "" if catalog.installed(entry.framework) else "  (not installed)"
         print(f"{entry.name}\n    {entry.description}")
         print(f"    framework: {entry.framework}{usable}\n    origin:    {entry.origin}")
+        if options.parameters and (count := catalog.parameters(entry)) is not None:
+            print(f"    learns:    {count / 1e6:.1f} million parameters ({catalog.PUBLISHED_CLASSES} classes)")
         print(f"    weights:   {f'{entry.weights} ({reach[entry.weights]})' if entry.weights else 'random'}")
     return 0
 
@@ -504,6 +519,6 @@ COMMANDS = {
     "datasets": Command(
         "list the competitions and where to get their data, or examine files", _datasets_options, _datasets
     ),
-    "models": Command("list the model configs", _no_options, _models),
+    "models": Command("list the model configs", _models_options, _models),
     "doctor": Command("say what this machine has and what is missing", _no_options, _doctor),
 }

@@ -304,6 +304,19 @@ def test_models_says_what_there_is(capsys: pytest.CaptureFixture[str], monkeypat
     assert ("(not installed)" in said) == (importlib.util.find_spec("detectron2") is None)
 
 
+def test_models_counts_parameters_as_published(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not catalog.installed("mmdet"):
+        pytest.skip("mmdet is not installed")
+    monkeypatch.setattr(catalog, "_reach", lambda source, timeout: "reachable")
+    assert cli.main(["models", "mmdet/mask-rcnn_r50", "--parameters"]) == 0
+    said = capsys.readouterr().out
+    # MMDetection's own table: 44.4 M for Mask R-CNN R50-FPN with COCO's classes
+    assert "44.4 million parameters" in said and said.count("origin:") == 1
+    assert cli.main(["models", "mmdet/mask-rcnn_r5"]) == 1
+
+
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
     folder = tmp_path / "models"

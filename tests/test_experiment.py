@@ -46,10 +46,15 @@ def test_the_file_names_the_run_and_the_rest_has_defaults(write: Any) -> None:
     assert load(write(name="other")).name == "other"
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (PROJECT / "configs" / "experiments").glob("*.yaml")))
+EXPERIMENTS = PROJECT / "configs" / "experiments"
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.relative_to(EXPERIMENTS).with_suffix("").as_posix() for p in EXPERIMENTS.rglob("*.yaml"))
+)
 def test_every_experiment_of_the_project_loads(name: str) -> None:
     experiment = load(name)
-    assert experiment.name == name
+    assert experiment.name == name.rpartition("/")[2]
     for model in experiment.models.values():
         assert (PROJECT / model.config).is_file(), model.config
 

@@ -257,13 +257,20 @@ def _prepare_for_inference(network: nn.Module, settings: PredictSettings) -> Non
     for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
         if head is not None:
             head.predict_by_feat = types.MethodType(_keep_roi_masks, head)
+    scoring = getattr(roi_head, "mask_iou_head", None)
+    if scoring is not None:
+        plain = scoring.predict_by_feat
+        # a regression has no bounds: untrained it multiplies scores by less than nothing, trained by more than one
+        scoring.predict_by_feat = lambda mask_iou_preds, results_list: plain(
+            mask_iou_preds=[iou.clamp(0, 1) for iou in mask_iou_preds], results_list=results_list
+        )
     fusion = getattr(network, "panoptic_fusion_head", None)
     if fusion is not None:
         fusion.instance_postprocess = types.MethodType(_keep_query_masks, fusion)
 
 
 def _set_limits(network: nn.Module, settings: PredictSettings) -> None:
-    # networks with a fixed number of queries ask for the best of as many candidates as they have, and no more
+    # networks with a fixed number of queries must hand out as many candidates as they have, and the best are taken later
     queries = [getattr(module, "num_proposals", 0) for module in network.modules()]
     seen: set[int] = set()
     for module in network.modules():
@@ -284,13 +291,18 @@ def _limit(config: Any, settings: PredictSettings, queries: int) -> None:
         elif key == "max_per_image":
             config[key] = settings.max_detections
         elif key == "max_per_img" and queries:
-            config[key] = min(settings.max_detections, queries)
+            config[key] = queries
         elif key == "max_per_img":
             config[key] = max(value, settings.max_detections) if proposals else settings.max_detections
         elif key == "nms_pre":
             config[key] = max(value, settings.max_detections)
     if "instance_on" in config:
         config.update(instance_on=True, panoptic_on=False, semantic_on=False)
+
+
+def _best(result: InstanceData, most: int) -> InstanceData:
+    """At most so many; a network's own limit does not hold where it has a fixed number of queries."""
+    return result if len(result) <= most else result[result.scores.topk(most).indices]
 
 
 def _found(result: InstanceData, thresholded: Thresholded, full: bool) -> Found:
@@ -318,7 +330,8 @@ class MMDetection:
         def look(images: list[torch.Tensor]) -> list[Found]:
             batch = {"inputs": images, "data_samples": [_data_sample(image.shape[1:]) for image in images]}
             with Thresholded() as thresholded:
-                results = [sample.pred_instances for sample in network.test_step(batch)]  # type: ignore[operator]
+                answers = network.test_step(batch)  # type: ignore[operator]
+            results = [_best(sample.pred_instances, job.settings.max_detections) for sample in answers]
             return [_found(result, thresholded, full) for result in results]
 
         full = not hasattr(network, "roi_head")

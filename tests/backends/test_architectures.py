@@ -64,32 +64,6 @@ model = dict({R18}, {NECK}), rpn_head=dict(in_channels=32, feat_channels=32), ro
     train_cfg=dict(rpn_proposal=dict(max_per_img=50), rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(score_thr=0.01, subdivision_steps=2, subdivision_num_points=784)))
 """,
-    "queryinst": f"""
-_base_ = "mmdet::queryinst/queryinst_r50_fpn_1x_coco.py"
-_stages, _queries = 2, 12
-def _dynamic(size, **more):
-    return dict(type="DynamicConv", in_channels=32, feat_channels=8, out_channels=32, input_feat_shape=size,
-                act_cfg=dict(type="ReLU", inplace=True), norm_cfg=dict(type="LN"), **more)
-_boxes = dict(type="DIIHead", num_classes=80, num_ffn_fcs=2, num_heads=4, num_cls_fcs=1, num_reg_fcs=1,
-    feedforward_channels=64, in_channels=32, dropout=0.0, ffn_act_cfg=dict(type="ReLU", inplace=True),
-    dynamic_conv_cfg=_dynamic(7), loss_bbox=dict(type="L1Loss", loss_weight=5.0),
-    loss_iou=dict(type="GIoULoss", loss_weight=2.0),
-    loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
-    bbox_coder=dict(type="DeltaXYWHBBoxCoder", clip_border=False, target_means=[0.0] * 4, target_stds=[0.5, 0.5, 1.0, 1.0]))
-_masks = dict(type="DynamicMaskHead", dynamic_conv_cfg=_dynamic(14, with_proj=False), num_convs=1, num_classes=80,
-    roi_feat_size=14, in_channels=32, conv_kernel_size=3, conv_out_channels=32, class_agnostic=False,
-    norm_cfg=dict(type="BN"), upsample_cfg=dict(type="deconv", scale_factor=2),
-    loss_mask=dict(type="DiceLoss", loss_weight=8.0, use_sigmoid=True, activate=False, eps=1e-5))
-model = dict({R18}, {NECK}), rpn_head=dict(num_proposals=_queries, proposal_feature_channel=32),
-    roi_head=dict(num_stages=_stages, stage_loss_weights=[1] * _stages, proposal_feature_channel=32,
-        bbox_roi_extractor=dict(out_channels=32), mask_roi_extractor=dict(out_channels=32),
-        bbox_head=[_boxes] * _stages, mask_head=[_masks] * _stages),
-    train_cfg=dict(rcnn=[dict(
-        assigner=dict(type="HungarianAssigner", match_costs=[dict(type="FocalLossCost", weight=2.0),
-            dict(type="BBoxL1Cost", weight=5.0, box_format="xyxy"), dict(type="IoUCost", iou_mode="giou", weight=2.0)]),
-        sampler=dict(type="PseudoSampler"), pos_weight=1, mask_size=28)] * _stages),
-    test_cfg=dict(rcnn=dict(max_per_img=_queries)))
-""",
 }
 """Each from the config that MMDetection ships, at a width at which a test takes seconds."""
 
@@ -225,6 +199,33 @@ def as_the_network_itself(
         for a, b in zip(sorted(ours, key=key), sorted(theirs, key=key), strict=True):
             assert a[:2] == b[:2]
             assert (a[2] != b[2]).mean() < 1e-3  # a probability of one half to rounding may fall either way
+
+
+def test_what_a_network_thinks_of_its_masks_changes_their_scores(tmp_path: Path) -> None:
+    """Mask Scoring R-CNN: a detection's score is its class score times the overlap that its mask is believed to have."""
+    needs("mmdet")
+    from pipeline.backends import mmdet
+
+    data = drawn(tmp_path, 97, 75).subset([5])
+    settings = ModelSettings(framework="mmdet", config="mmdet/ms-rcnn_x101_cpu")
+    torch.manual_seed(0)
+    network = mmdet.build(settings, len(data.categories))
+    believed = network.roi_head.mask_iou_head.fc_mask_iou
+
+    def scored(red: float, green: float) -> Detections:
+        with torch.no_grad():
+            believed.weight.zero_()
+            believed.bias.copy_(torch.tensor([red, green]))
+        torch.save({"state_dict": network.state_dict()}, tmp_path / "fresh.pth")
+        return predicted(settings, data, tmp_path / "fresh.pth", ["identity"])
+
+    plain = scored(1.0, 1.0)
+    assert len(plain) and plain.score.min() > 0
+    for red, green in ((0.5, 0.25), (7.0, -3.0), (-3.0, 7.0)):
+        found = scored(red, green)
+        factors = np.clip([red, green], 0, 1)  # an overlap is a fraction, whatever a regression says
+        np.testing.assert_array_equal(found.box, plain.box)
+        np.testing.assert_allclose(found.score, plain.score * factors[plain.category_id - 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", DETECTRON2)

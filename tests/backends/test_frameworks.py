@@ -144,27 +144,31 @@ def test_masks_are_pasted_as_the_framework_pastes(framework: str) -> None:
     assert (ours == theirs.numpy()).mean() > 0.9999
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*_*.*")), ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_config_builds_with_the_competition_s_classes(path: Path) -> None:
-    framework = path.parent.name
-    needs(framework)
+@pytest.mark.parametrize(
+    ("name", "most"),
+    # a network of 100 queries hands out 100, no more and no fewer
+    [("mask-rcnn_r18_slim", 777), ("cascade-mask-rcnn_r18_slim", 777), ("queryinst_r50_cpu", 100)],
+)
+def test_the_limits_of_mmdetection_are_the_experiment_s(name: str, most: int) -> None:
+    needs("mmdet")
+    from pipeline.backends import mmdet
+
+    network = mmdet.build(model("mmdet", CONFIGS / "mmdet" / f"{name}.py"), 5)
+    mmdet._prepare_for_inference(network, PredictSettings(max_detections=777, score_threshold=0.07))
+    limits = network.test_cfg.rcnn
+    assert limits.max_per_img == most and limits.get("score_thr", 0.07) == 0.07
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn_r18_slim", "cascade-mask-rcnn_x152_cpu"])
+def test_the_limits_of_detectron2_are_the_experiment_s(name: str) -> None:
+    needs("detectron2")
+    from pipeline.backends import detectron2
+
     settings = PredictSettings(max_detections=777, score_threshold=0.07)
-    if framework == "mmdet":
-        from pipeline.backends import mmdet
-
-        network = mmdet.build(model(framework, path), 5)
-        mmdet._prepare_for_inference(network, settings)
-        limits = network.test_cfg.rcnn if "rcnn" in network.test_cfg else network.test_cfg
-        assert limits.max_per_img == 777 and limits.score_thr == 0.07
-        heads = [m for m in network.modules() if hasattr(m, "num_classes") and "RPN" not in type(m).__name__]
-        assert heads and {m.num_classes for m in heads} == {5}
-    else:
-        from pipeline.backends import detectron2
-
-        network = detectron2.build(model(framework, path), 5, settings)
-        predictors = [m for m in network.modules() if type(m).__name__ == "FastRCNNOutputLayers"]
-        assert predictors and all(p.num_classes == 5 and p.test_topk_per_image == 777 for p in predictors)
-        assert all(p.test_score_thresh == 0.07 for p in predictors)
+    network = detectron2.build(model("detectron2", CONFIGS / "detectron2" / f"{name}.yaml"), 5, settings)
+    predictors = [m for m in network.modules() if type(m).__name__ == "FastRCNNOutputLayers"]
+    assert predictors and all(p.num_classes == 5 and p.test_topk_per_image == 777 for p in predictors)
+    assert all(p.test_score_thresh == 0.07 for p in predictors)
 
 
 @pytest.mark.parametrize("framework", list(SLIM))
