@@ -14,6 +14,7 @@ with stride 2 (`stride=2`; the five levels of an EfficientNet at strides 2 to 32
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -52,7 +53,7 @@ class TokenProjection(nn.Module):
         seen = functional.scaled_dot_product_attention(
             pixels[:, None], keys[:, None].to(pixels.dtype), tokens[:, None].to(pixels.dtype), scale=1.0
         )[:, 0]  # (B, HW, E)
-        return features + seen.transpose(1, 2).unflatten(2, (height, width))
+        return features + seen.transpose(1, 2).reshape(-1, features.shape[1], height, width)
 
 
 class Renormalisation(nn.Module):
@@ -63,6 +64,9 @@ class Renormalisation(nn.Module):
         bgr: the detector's channels are blue, green, red.
         wanted_mean, wanted_std: of the other network, of RGB in 0..1, as timm states them.
     """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(
         self,
@@ -96,7 +100,7 @@ class Pretrained(nn.Module):
         normalised: mean, std and bgr of `Renormalisation`: how the detector normalises its images.
     """
 
-    network: nn.Module
+    network: Any  # timm's models share no type that says what they have
 
     def __init__(
         self, name: str, weights: str | None, normalised: tuple[Sequence[float], Sequence[float], bool]
@@ -104,10 +108,10 @@ class Pretrained(nn.Module):
         super().__init__()
         self.name, self.weights, self.normalised = name, weights, normalised
 
-    def _made(self, name: str, **how: object) -> nn.Module:
+    def _made(self, name: str, **how: Any) -> nn.Module:
         raise NotImplementedError
 
-    def _take(self, network: nn.Module) -> None:
+    def _take(self, network: Any) -> None:
         self.network = network
         known = network.default_cfg
         self.renormalise = Renormalisation(*self.normalised, known["mean"], known["std"])
@@ -172,7 +176,7 @@ class ConvolutionalFeatures(Pretrained):
             nn.init.zeros_(convolution.weight)  # type: ignore[arg-type]
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
 
-    def _made(self, name: str, **how: object) -> nn.Module:
+    def _made(self, name: str, **how: Any) -> nn.Module:
         network: nn.Module = timm.create_model(name, features_only=True, out_indices=self.wanted, **how)
         return network
 
@@ -222,8 +226,8 @@ class Tokens(Pretrained):
         self.width = int(self.network.embed_dim)
         self.size: tuple[int, int] = tuple(self.network.default_cfg["input_size"][-2:])
 
-    def _made(self, name: str, **how: object) -> nn.Module:
-        network = timm.create_model(name, num_classes=0, **how)
+    def _made(self, name: str, **how: Any) -> nn.Module:
+        network: Any = timm.create_model(name, num_classes=0, **how)
         depth = len(network.blocks)
         if not all(1 <= block <= depth for block in self.blocks):
             raise ValueError(f"{name} has blocks 1 to {depth}, not all of {list(self.blocks)}")

@@ -126,20 +126,20 @@ def _pyramid(config: CfgNode, bottom_up: Backbone, names: list[str]) -> FPN:
     )
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register()  # type: ignore[untyped-decorator]
 def build_timm_backbone(config: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Five maps at strides 4 to 64 without a feature pyramid network."""
     return TimmBackbone(config, [0, 1, 2, 3, 4], list(PYRAMID), True, config.MODEL.FPN.OUT_CHANNELS)
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register()  # type: ignore[untyped-decorator]
 def build_timm_fpn_backbone(config: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """A feature pyramid network on the four levels at strides 4 to 32."""
     names = ["res2", "res3", "res4", "res5"]  # as the base configs call them
     return _pyramid(config, TimmBackbone(config, [1, 2, 3, 4], names, False, 0), names)
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register()  # type: ignore[untyped-decorator]
 def build_assisted_resnet_fpn_backbone(config: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """The transformer-assisted ResNet that the config describes, under a feature pyramid network."""
     resnet = build_resnet_backbone(config, input_shape)
