@@ -1,6 +1,5 @@
-"""The SegPC-2021 paper's detectors, slim, in both frameworks: each builds, learns a step everywhere, and predicts."""
+"""The SegPC-2021 paper's backbones within both frameworks; that they build, learn and predict is in test_catalog."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -8,60 +7,12 @@ import pytest
 import torch
 
 from pipeline.backends import CheckpointError
-from pipeline.backends.samples import Samples
-from pipeline.experiment import ModelSettings, TrainSettings
-from tests.backends.test_architectures import predicted, valid
+from pipeline.experiment import ModelSettings
 from tests.backends.test_frameworks import needs
-from tests.backends.test_samples import drawn
-
-MODELS = [
-    *(f"mmdet/segpc2021_detectors-{name}_cpu" for name in ("r50", "r50-transformer", "effb5", "effb5-transformer")),
-    *(
-        f"detectron2/segpc2021_cascade-{name}_cpu"
-        for name in ("x152", "x152-transformer", "effb5", "effb5-transformer")
-    ),
-]
 
 
 def settings_of(name: str) -> ModelSettings:
     return ModelSettings(framework=name.split("/")[0], config=name)  # type: ignore[arg-type]
-
-
-def step(name: str, network: torch.nn.Module, samples: Samples) -> torch.Tensor:
-    from importlib import import_module
-
-    framework = name.split("/")[0]
-    module = import_module(f"pipeline.backends.{framework}")
-    network.train()
-    batch = module.collate([samples[0], samples[1]])
-    if framework == "mmdet":
-        batch = network.data_preprocessor(batch, training=True)  # type: ignore[operator]
-        loss, _ = network.parse_losses(network(**batch, mode="loss"))  # type: ignore[operator]
-        return loss
-    return sum(module.Trained(network)(**batch).values())
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_slim_variant_learns_everywhere_and_predicts(name: str, tmp_path: Path) -> None:
-    needs(name.split("/")[0])
-    from importlib import import_module
-
-    data = drawn(tmp_path, 101, 97)
-    module = import_module(f"pipeline.backends.{name.split('/')[0]}")
-    torch.manual_seed(0)
-    network = module.build(settings_of(name), len(data.categories))
-    torch.save({"state_dict": network.state_dict()}, tmp_path / "fresh.pth")
-
-    loss = step(name, network, Samples(data, TrainSettings(crop=128), 0, 2))
-    loss.backward()
-    assert math.isfinite(loss.item()) and loss.item() > 0
-    for part, parameter in network.named_parameters():
-        assert parameter.grad is not None, part
-        assert torch.isfinite(parameter.grad).all(), part
-
-    found = predicted(settings_of(name), data, tmp_path / "fresh.pth", ["identity"])
-    valid(found, data)
-    assert len(found) > 0
 
 
 def test_the_second_look_begins_as_the_first_and_then_sees_what_is_fed_back() -> None:
