@@ -215,6 +215,8 @@ class ModelSettings(Settings):
     """Overrides in the framework's own config language, dotted keys."""
     weights: str | None = None
     """Pretrained weights, a path or URL; null for random weights; the config's own where this is ``config``."""
+    stain: Literal["macenko"] | None = None
+    """Show this model every image, in training and prediction, as if stained as one reference is: see backends/stain.py."""
     seed: int = 0
     """Added to the experiment's: the same model under two names and two seeds shows how far luck alone carries."""
     train: dict[str, Any] = {}

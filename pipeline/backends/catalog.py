@@ -35,6 +35,7 @@ _ADDRESSES = {
     "open-mmlab://": "https://download.openmmlab.com/",
     "mmdet://": "https://download.openmmlab.com/",
     "detectron2://": "https://dl.fbaipublicfiles.com/detectron2/",
+    "timm://": "https://huggingface.co/timm/",
 }
 """Where the frameworks' short addresses lead; those that end in a folder of names are probed by their host."""
 
@@ -201,6 +202,8 @@ def _weights(path: Path) -> str:
         for key, value in _assignments(each):
             if key in _WEIGHT_KEYS and isinstance(value, str) and value:
                 return value
+            if key == "load_from" and value is None:  # a slim variant of a config that has some
+                return ""
     return ""
 
 

@@ -34,7 +34,8 @@ ZOO = "model_zoo://"
 """A config may begin with ``_BASE_: model_zoo://COCO-InstanceSegmentation/…yaml``: a config of the installed package."""
 
 IMPORTS = "IMPORTS"
-"""A config may list modules under this key; importing them registers parts of networks that Detectron2 does not have."""
+"""A config may list modules under this key; importing them registers parts of networks that Detectron2 does not have. A
+module's `add_settings(config)` adds the keys that it reads, and leaves them where they are there already."""
 
 
 # ---------------------------------------------------------------- the network -----------------------------------------
@@ -79,13 +80,24 @@ def _merge(config: CfgNode, path: Path) -> None:
     if not isinstance(content, dict):
         raise ValueError("the file holds no settings")
     for module in content.pop(IMPORTS, []):
-        importlib.import_module(module)
+        add_settings = getattr(importlib.import_module(module), "add_settings", None)
+        if add_settings is not None:
+            add_settings(config)
     base = content.pop("_BASE_", None)
     if base is not None and str(base).startswith(ZOO):
         config.merge_from_file(model_zoo.get_config_file(str(base).removeprefix(ZOO)))
     elif base is not None:
         _merge(config, (path.parent / str(base)).resolve())
     config.merge_from_other_cfg(CfgNode(content))
+
+
+def _forget_weights(node: CfgNode) -> None:
+    """No part of the network fetches a file of its own."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            _forget_weights(value)
+        elif key == "WEIGHTS":
+            node[key] = ""
 
 
 def build(model: ModelSettings, classes: int, settings: PredictSettings | None = None) -> nn.Module:
@@ -95,7 +107,12 @@ def build(model: ModelSettings, classes: int, settings: PredictSettings | None =
         ExperimentError: the config is none, or its network finds boxes only.
     """
     config = read_config(model, classes, settings)
-    network: nn.Module = build_model(config)
+    if model.weights != "config":
+        _forget_weights(config)
+    try:
+        network: nn.Module = build_model(config)
+    except OSError as error:
+        raise not_loadable(f"of a part of the network, named in {model.config},", error) from error
     if not any("mask" in name for name, _ in network.named_modules()):
         raise ExperimentError(f"{model.config}: {type(network).__name__} finds boxes only, and masks are wanted")
     network = revert_sync_batchnorm(network)  # one device has nobody to average with, and a CPU refuses to try

@@ -130,7 +130,7 @@ def run(
     settings = job.settings
     augmentation(settings.augment, job.seed)  # what it does not know is told before anything is thrown away
     work = _work_folder(job)
-    samples = Samples(job.images, settings, job.seed, settings.iterations * settings.batch)
+    samples = Samples(job.images, settings, job.seed, settings.iterations * settings.batch, job.model.stain)
     hooks: list[Any] = [Watch(job.title, job.folder, settings)]
     if settings.ema is not None:
         # a weight of 10 / (10 + step) until it falls to the setting: the average spans about the last tenth of the steps

@@ -14,7 +14,7 @@ import torch
 from pipeline import tiles
 from pipeline.backends import PredictJob
 from pipeline.backends.found import Found, detections
-from pipeline.backends.samples import bgr_tensor, read_image
+from pipeline.backends.samples import bgr_tensor, stained_image
 from pipeline.experiment import PredictSettings
 from pipeline.records import Detections, Image
 from pipeline.tiles import Tile
@@ -30,7 +30,7 @@ def predict(job: PredictJob, look: Look) -> Iterator[tuple[Image, Detections]]:
     views = [parse(name) for name in job.views]
     sources = [f"{job.title}/{name}" for name in job.views]
     for image in job.images.images:
-        pixels = read_image(job.images.path(image))
+        pixels = stained_image(job.images.path(image), job.model.stain)
         yield image, look_at(pixels, image.id, views, sources, category_ids, job.settings, look)
 
 

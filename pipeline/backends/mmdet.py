@@ -78,19 +78,19 @@ def _set_classes(node: Any, classes: int) -> None:
             _set_classes(item, classes)
 
 
-def _forget_pretrained(node: Any) -> None:
-    """Random weights: no part of the network fetches a file of its own."""
+def _forget_pretrained(node: Any, keep_timm: bool = False) -> None:
+    """Random weights: no part of the network fetches a file of its own, but those of timm where `keep_timm` is set."""
     if isinstance(node, dict):
         init = node.get("init_cfg")
         if isinstance(init, dict) and init.get("type") == "Pretrained":
             node["init_cfg"] = None
-        if node.get("pretrained"):
+        if node.get("pretrained") and not (keep_timm and "timm" in node):
             node["pretrained"] = None
         for value in node.values():
-            _forget_pretrained(value)
+            _forget_pretrained(value, keep_timm)
     elif isinstance(node, (list, tuple)):
         for item in node:
-            _forget_pretrained(item)
+            _forget_pretrained(item, keep_timm)
 
 
 def build(model: ModelSettings, classes: int) -> nn.Module:
@@ -98,7 +98,8 @@ def build(model: ModelSettings, classes: int) -> nn.Module:
     config = read_config(model, classes)
     source = config.get("load_from") if model.weights == "config" else model.weights
     if source or model.weights != "config":  # whole weights make the backbone's own superfluous
-        _forget_pretrained(config.model)
+        # a config's own weights come from the framework, so they have none for a network of timm in the backbone's place
+        _forget_pretrained(config.model, keep_timm=model.weights == "config")
     MMLogger.get_current_instance().setLevel("ERROR")  # it lists every parameter's first value otherwise
     network: nn.Module = MODELS.build(config.model)
     if not any(hasattr(module, "loss_mask") for module in network.modules()):  # what finds masks has learnt them

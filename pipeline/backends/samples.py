@@ -18,6 +18,7 @@ import torch
 from scipy import ndimage
 
 from pipeline.backends.instance_crops import InstanceCrops
+from pipeline.backends.stain import normalised
 from pipeline.experiment import Augmentation, ExperimentError, TrainSettings
 from pipeline.masks import rle_to_crop
 from pipeline.records import Dataset
@@ -65,6 +66,12 @@ def read_image(path: Path) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, 2::-1])
 
 
+def stained_image(path: Path, stain: str | None) -> np.ndarray:
+    """Read an image as a model is to see it; `stain` is `ModelSettings.stain`."""
+    image = read_image(path)
+    return image if stain is None else normalised(image)
+
+
 def bgr_tensor(image: np.ndarray) -> torch.Tensor:
     """A (H, W, 3) uint8 RGB image as both frameworks take it: (3, H, W) in BGR, their configs' channel order."""
     return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
@@ -103,8 +110,11 @@ class Samples:
     """A map-style data set of `length` samples; sample i depends on the seed and i alone, so a resumed training goes on
     with the samples that it would have seen."""
 
-    def __init__(self, images: Dataset, settings: TrainSettings, seed: int, length: int) -> None:
+    def __init__(
+        self, images: Dataset, settings: TrainSettings, seed: int, length: int, stain: str | None = None
+    ) -> None:
         self.images = images
+        self.stain = stain
         self.settings = settings
         self.seed = seed
         self.length = length
@@ -125,7 +135,7 @@ class Samples:
     def _image(self, index: int) -> np.ndarray:
         if index not in self._pixels:
             image = self.images.images[index]
-            pixels = read_image(self.images.path(image))
+            pixels = stained_image(self.images.path(image), self.stain)
             if pixels.shape[:2] != (image.height, image.width):
                 raise ValueError(
                     f"{self.images.path(image)} is {pixels.shape[0]}x{pixels.shape[1]}, "

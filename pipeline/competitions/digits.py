@@ -6,8 +6,12 @@ The digits are MNIST's where `data.path` leads to its files (a folder or zip, at
     t10k-images-idx3-ubyte[.gz],  t10k-labels-idx1-ubyte[.gz]        10,000; either pair will do
 
 and scikit-learn's 1,797 of 8x8 where there is no path. They are turned and scaled a little, coloured, and laid on an uneven
-ground with specks. `touching: never` keeps a gap between them; with `freely` they touch, and lie on top of each other; the truth
-is what can be seen of each. No digit is in the training and in the test images.
+ground with specks; `style: plain` lays them as MNIST has them, upright in squares of 28x28, white on black. `touching: never`
+keeps a gap between them; with `freely` they touch, and lie on top of each other; the truth is what can be seen of each. No digit
+is in the training and in the test images.
+
+The toy data of Image Segmentation with Transformers (M. Schmidt-Mengin, 2021), easy and hard, is ``{size: 64, digits: 4,
+fewest: 1, style: plain}`` with `touching` never and freely.
 
 The same seed, options and digits give the same images. The truth of the test images is kept apart, in hidden/test_truth.json.
 
@@ -35,6 +39,7 @@ from pipeline.competitions.formats.coco_competition import IOU, CocoCompetition
 from pipeline.competitions.formats.drawn import instance_of, write_png
 from pipeline.competitions.formats.stored import remove_others
 from pipeline.masks import tight_box
+from pipeline.metrics import scene
 from pipeline.metrics.coco_ap import IOUS, THRESHOLDS, Evaluation, evaluate, match
 from pipeline.metrics.dice import best_dice
 from pipeline.records import Dataset, Image, Instance
@@ -42,7 +47,8 @@ from pipeline.records import Dataset, Image, Instance
 OPTIONS = {"images": (40, 2), "test_images": (10, 1), "size": (192, 64), "digits": (12, 1)}
 """Default and smallest value: training images, test images, side in pixels, most digits on an image."""
 
-TOUCHING = ("never", "freely")
+CHOICES = {"touching": ("never", "freely"), "style": ("scene", "plain")}
+"""The first is the default."""
 
 TRUTH = Path("hidden") / "test_truth.json"
 
@@ -54,6 +60,9 @@ INK = 0.5
 
 GAP = 2
 """Pixels between digits that never touch."""
+
+SQUARE = 28
+"""Side of a plain digit's picture."""
 
 LEAST_SEEN = 0.6
 """A digit is not laid where it would leave less than this of another in sight."""
@@ -90,19 +99,30 @@ class Digits(CocoCompetition):
 
         Args:
             path: MNIST's files; scikit-learn's digits where it is None.
-            options: ``images``, ``test_images``, ``size``, ``digits``: see `OPTIONS`; ``touching``: ``never`` (default)
-                or ``freely``.
+            options: ``images``, ``test_images``, ``size``, ``digits``: see `OPTIONS`; ``fewest``: least digits that are tried
+                on an image, half of ``digits`` by default; ``touching``: ``never`` (default) or ``freely``; ``style``:
+                ``scene`` (default) or ``plain``.
         """
-        check_options(self.name, options, [*OPTIONS, "touching"])
-        chosen = {key: default for key, (default, _) in OPTIONS.items()} | {"touching": TOUCHING[0]} | options
-        for key, (_, least) in OPTIONS.items():
+        check_options(self.name, options, [*OPTIONS, "fewest", *CHOICES])
+        defaults: dict[str, Any] = {key: default for key, (default, _) in OPTIONS.items()}
+        chosen = defaults | {key: names[0] for key, names in CHOICES.items()} | options
+        least_of = {key: least for key, (_, least) in OPTIONS.items()}
+        if "fewest" in chosen:
+            least_of["fewest"] = 1
+        for key, least in least_of.items():
             value = chosen[key]
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise CompetitionError(
                     f"data.options.{key} is {value!r}; it must be a whole number of at least {least}"
                 )
-        if chosen["touching"] not in TOUCHING:
-            raise CompetitionError(f"data.options.touching is {chosen['touching']!r}; it must be 'never' or 'freely'")
+        chosen.setdefault("fewest", (chosen["digits"] + 1) // 2)
+        if chosen["fewest"] > chosen["digits"]:
+            raise CompetitionError(f"data.options.fewest is {chosen['fewest']}, more than digits, {chosen['digits']}")
+        for key, names in CHOICES.items():
+            if chosen[key] not in names:
+                raise CompetitionError(
+                    f"data.options.{key} is {chosen[key]!r}; it must be {names[0]!r} or {names[1]!r}"
+                )
         for_train, for_test = _sklearn_digits() if path is None else _mnist(path)
         train = self._part("train", chosen["images"], for_train, chosen, seed, target)
         truth = self._part("test", chosen["test_images"], for_test, chosen, seed, target)
@@ -128,8 +148,9 @@ class Digits(CocoCompetition):
         for k in range(count):
             # every image has digits of its own, as long as there are any left
             own = glyphs.take(order[np.arange(k * most, (k + 1) * most) % len(order)])
+            rng = np.random.default_rng([seed, stream, 1, k])
             picture, labels, digits = draw(
-                np.random.default_rng([seed, stream, 1, k]), side, own, options["touching"] == "freely"
+                rng, side, own, options["fewest"], options["touching"] == "freely", options["style"] == "plain"
             )
             image = Image(k + 1, f"images/{part}/{part}-{k + 1:03d}.png", side, side)
             write_png(picture, target / image.file_name)
@@ -142,7 +163,7 @@ class Digits(CocoCompetition):
         return evaluate(truth, records, THRESHOLDS, self.max_detections or len(records))
 
     def score(self, truth: Dataset, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """COCO's AP, with two numbers that say where it was lost.
+        """COCO's AP, with two numbers that say where it was lost, and the measures of `metrics.scene`.
 
         ``ap50``: at IoU 0.5 alone. ``class_accuracy``: of the digits that were found at all, the share that was read right:
         detections are matched to truths as COCO does at IoU 0.5 but whatever their class, and of the matched ones those of
@@ -154,6 +175,7 @@ class Digits(CocoCompetition):
             "ap50": evaluation.ap(IOU),
             "class_accuracy": class_accuracy(truth, records),
             "dice": best_dice(truth, records),
+            **scene.measure(truth, records),
         }
 
 
@@ -265,40 +287,43 @@ def parse_idx(content: bytes, dimensions: int, place: str) -> np.ndarray:
 
 
 def draw(
-    rng: np.random.Generator, side: int, glyphs: _Glyphs, freely: bool
+    rng: np.random.Generator, side: int, glyphs: _Glyphs, fewest: int, freely: bool, plain: bool = False
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Draw one image.
 
     Args:
         rng: decides everything.
         side: height and width in pixels.
-        glyphs: the digits to lay; at least half of them are tried, and what finds no place is left out.
+        glyphs: the digits to lay, in this order.
+        fewest: so many of them are tried at least; what finds no place is left out.
         freely: whether they may touch and cover each other.
+        plain: upright, white on black, instead of the scene.
 
     Returns:
         image: (side, side, 3) uint8 RGB.
         labels: (side, side) int32, the digit that is on top in each pixel, from 1; 0 for none.
         digits: 0..9 of each.
     """
-    canvas = _ground(rng, side)
+    canvas = np.zeros((side, side, 3)) if plain else _ground(rng, side)
     labels = np.zeros((side, side), np.int32)
     digits: list[int] = []
     whole: list[int] = []
     most = len(glyphs.labels)
-    for k in range(int(rng.integers((most + 1) // 2, most + 1))):
+    for k in range(int(rng.integers(fewest, most + 1))):
         for _attempt in range(30):
-            ink = _laid(rng, glyphs.pixels[k], side)
+            ink = (_upright if plain else _laid)(rng, glyphs.pixels[k], side)
             mask = ink >= INK
             area = int(mask.sum())
             if not area or not _fits(mask, labels, whole, freely):
                 continue
-            shade = rng.uniform(0.75, 1.0, 3) * rng.uniform(0.8, 1.0)
+            shade = np.ones(3) if plain else rng.uniform(0.75, 1.0, 3) * rng.uniform(0.8, 1.0)
             canvas[:] = canvas * (1 - ink[:, :, None]) + shade * ink[:, :, None]
             digits.append(int(glyphs.labels[k]))
             whole.append(area)
             labels[mask] = len(digits)
             break
-    canvas += rng.normal(0, 0.02, canvas.shape)
+    if not plain:
+        canvas += rng.normal(0, 0.02, canvas.shape)
     return np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8), labels, digits
 
 
@@ -329,6 +354,16 @@ def _laid(rng: np.random.Generator, glyph: np.ndarray, side: int) -> np.ndarray:
     to_canvas[:, 2] += (x - centre[0], y - centre[1])
     ink = cv2.warpAffine(glyph.astype(np.float32) / 255, to_canvas, (side, side), flags=cv2.INTER_CUBIC)
     return np.clip(ink, 0, 1).astype(np.float64)
+
+
+def _upright(rng: np.random.Generator, glyph: np.ndarray, side: int) -> np.ndarray:
+    """(side, side) float64 in 0..1: a glyph's ink in a square of `SQUARE`, put somewhere."""
+    import cv2
+
+    x, y = (int(v) for v in rng.integers(0, side - SQUARE + 1, 2))
+    ink = np.zeros((side, side))
+    ink[y : y + SQUARE, x : x + SQUARE] = cv2.resize(glyph, (SQUARE, SQUARE), interpolation=cv2.INTER_CUBIC)
+    return ink / 255
 
 
 def _fits(mask: np.ndarray, labels: np.ndarray, whole: Sequence[int], freely: bool) -> bool:

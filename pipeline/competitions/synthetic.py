@@ -29,8 +29,8 @@ from pipeline.metrics import scene
 from pipeline.metrics.coco_ap import Evaluation
 from pipeline.records import Dataset, Image, Instance
 
-OPTIONS = {"images": (24, 2), "test_images": (6, 1), "size": (256, 64), "cells": (22, 1)}
-"""Default and smallest value: training images, test images, side in pixels, most cells in an image."""
+OPTIONS = {"images": (24, 2), "test_images": (6, 1), "size": (256, 64), "cells": (22, 1), "cell_size": (100, 50)}
+"""Default and smallest value: training images, test images, side in pixels, most cells in an image, their size in percent."""
 
 IMAGES_PER_SLIDE = 3
 
@@ -103,7 +103,7 @@ class Synthetic(CocoCompetition):
 
         Args:
             path: not used.
-            options: ``images``, ``test_images``, ``size``, ``cells``; see `OPTIONS`.
+            options: ``images``, ``test_images``, ``size``, ``cells``, ``cell_size``; see `OPTIONS`.
         """
         check_options(self.name, options, list(OPTIONS))
         chosen = {key: default for key, (default, _) in OPTIONS.items()} | options
@@ -139,7 +139,9 @@ class Synthetic(CocoCompetition):
             slide = k // IMAGES_PER_SLIDE
             stain = np.random.default_rng([seed, stream, 0, slide]).uniform(-0.07, 0.07, 3)
             rng = np.random.default_rng([seed, stream, 1, k])
-            picture, labels, kinds = draw(rng, side, 0 if k == empty else options["cells"], stain)
+            picture, labels, kinds = draw(
+                rng, side, 0 if k == empty else options["cells"], stain, options["cell_size"] / 100
+            )
             name = f"{part}/{part}-{k + 1:03d}.png"
             image = Image(k + 1, f"images/{name}", side, side, f"{part}-slide-{slide + 1}", f"semantic/{name}")
             write_png(picture, target / image.file_name)
@@ -155,7 +157,7 @@ class Synthetic(CocoCompetition):
 
 
 def draw(
-    rng: np.random.Generator, side: int, cells: int, stain: np.ndarray
+    rng: np.random.Generator, side: int, cells: int, stain: np.ndarray, zoom: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Draw one image.
 
@@ -164,6 +166,7 @@ def draw(
         side: height and width in pixels.
         cells: most cells; at least half as many are tried.
         stain: (3,) float, the slide's shift of colour.
+        zoom: multiplies the cells' sizes.
 
     Returns:
         image: (side, side, 3) uint8 RGB.
@@ -175,7 +178,7 @@ def draw(
     canvas = np.ones((side, side, 3)) * (np.array([0.88, 0.83, 0.85]) + stain)
     canvas += 0.07 * _field(rng, side, 5)[:, :, None] + 0.03 * _field(rng, side, 24)[:, :, None]
     _debris(rng, canvas)
-    labels, kinds = _cells(rng, canvas, cells, stain)
+    labels, kinds = _cells(rng, canvas, cells, stain, zoom)
     slope = rng.uniform(-0.18, 0.18, 2)
     y, x = np.mgrid[:side, :side] / side - 0.5
     light = 1 + slope[0] * x + slope[1] * y - 0.25 * (x**2 + y**2)
@@ -206,7 +209,9 @@ def _debris(rng: np.random.Generator, canvas: np.ndarray) -> None:
             cv2.line(canvas, (x, y), end, (shade + 0.2, shade + 0.15, shade + 0.2), 1, cv2.LINE_AA)
 
 
-def _cells(rng: np.random.Generator, canvas: np.ndarray, cells: int, stain: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def _cells(
+    rng: np.random.Generator, canvas: np.ndarray, cells: int, stain: np.ndarray, zoom: float
+) -> tuple[np.ndarray, list[int]]:
     """Paint cells on the canvas, in place; return the label map and the cells' kinds."""
     import cv2
 
@@ -221,7 +226,7 @@ def _cells(rng: np.random.Generator, canvas: np.ndarray, cells: int, stain: np.n
         for _attempt in range(20):
             number = int(rng.choice(present))
             kind = KINDS[number]
-            size = float(rng.uniform(*kind.size))
+            size = float(rng.uniform(*kind.size)) * zoom
             x, y = _place(rng, side, size, places)
             polygon = _polygon(rng, kind, size, x, y)
             region = np.zeros((side, side), np.uint8)

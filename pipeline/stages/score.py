@@ -14,7 +14,7 @@ from pipeline.competitions import Competition
 from pipeline.experiment import Experiment, Layout, SubmissionSettings
 from pipeline.files import provenance, write_json
 from pipeline.folds import read_folds, used_folds
-from pipeline.metrics import coco_ap
+from pipeline.metrics import coco_ap, coco_summary
 from pipeline.records import Dataset, Detections, read_images
 from pipeline.submission import judged, submitted
 
@@ -28,9 +28,11 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
 
     ``{"competition", "metric", "images", "ensemble": {…}, "models": {name: {…}}, "provenance"}`` where each ``{…}`` is
     what the competition's metric gives (``score``, ``classes``, …) with ``folds``: {fold: score}, and ``curves``:
-    {class: {"recall": (101,), "precision": (101,)}} at IoU 0.5. A model stands there as it predicts, under its first
-    view alone, each image by one training; all are cut to what would be submitted. Where that hangs on a least score, the
-    ensemble has the one that `tune` chose, and each model the one that is best for itself (``min_score``).
+    {class: {"recall": (101,), "precision": (101,)}} at IoU 0.5. Beside it, whatever the metric, stand COCO's ``AP``,
+    ``AP50``, ``AP75`` and, of small, medium and large objects, ``APs``, ``APm`` and ``APl`` (null where there are none). A
+    model stands there as it predicts, under its first view alone, each image by one training; all are cut to what would
+    be submitted. Where that hangs on a least score, the ensemble has the one that `tune` chose, and each model the one that
+    is best for itself (``min_score``).
 
     Raises:
         FileNotFoundError: a stage before this one has not run; the message names its command.
@@ -99,11 +101,22 @@ def _standing(
         images = {image.id for image in truth.images if fold_of[image.id] == fold}
         own = [record for record in outcome.records if record["image_id"] in images]
         folds[str(fold)] = competition.score(truth.subset(images), own)["score"]
-    return {**result, "folds": folds, "curves": _curves(competition, truth, submitted(detections, submission))}
+    kept = submitted(detections, submission)
+    limit = competition.max_detections or max(len(kept), 1)
+    return {
+        **_by_size(truth, kept, limit),
+        **result,  # a competition whose own metric has these numbers has the last word on them
+        "folds": folds,
+        "curves": _curves(truth, kept, limit),
+    }
 
 
-def _curves(competition: Competition, truth: Dataset, detections: Detections) -> dict[str, Any]:
-    limit = competition.max_detections or max(len(detections), 1)
+def _by_size(truth: Dataset, detections: Detections, limit: int) -> dict[str, float | None]:
+    numbers = coco_summary.summarize(truth, detections, [limit]).numbers()
+    return {name: None if value < 0 else value for name, value in numbers.items() if name.startswith("AP")}
+
+
+def _curves(truth: Dataset, detections: Detections, limit: int) -> dict[str, Any]:
     evaluation = coco_ap.evaluate(truth, detections, [CURVE_IOU], limit)
     return {
         truth.categories.get(category_id, str(category_id)): {

@@ -127,15 +127,43 @@ def test_no_digit_is_in_training_and_test(tmp_path: Path, monkeypatch: pytest.Mo
     used: list[set[bytes]] = []
     draw = digits.draw
 
-    def watched(rng: Any, side: int, own: Any, freely: bool) -> Any:
+    def watched(rng: Any, side: int, own: Any, *more: Any) -> Any:
         used.append({glyph.tobytes() for glyph in own.pixels})
-        return draw(rng, side, own, freely)
+        return draw(rng, side, own, *more)
 
     monkeypatch.setattr(digits, "draw", watched)
     COMPETITION.read(None, OPTIONS, 0, tmp_path)
     train, test = used[:5], used[5:]
     assert len(test) == 2 and not set().union(*train) & set().union(*test)
     assert sum(map(len, train)) == len(set().union(*train)) == 40  # nor on two training images
+
+
+@pytest.mark.parametrize("touching", ["never", "freely"])
+def test_plain_digits_are_mnist_s_own(tmp_path: Path, touching: str) -> None:
+    """The paper's toy data: 64x64, one to four digits of 28x28 pixels, as they are."""
+    path = mnist(tmp_path / "mnist", count=600)
+    options = {"images": 100, "test_images": 1, "size": 64, "digits": 4, "fewest": 1, "style": "plain"}
+    train = COMPETITION.read(path, {**options, "touching": touching}, 0, tmp_path / "data").train
+    counts = {len(found) for found in train.by_image.values()}
+    assert counts == {1, 2, 3, 4}
+    covered = 0
+    for image in train.images:
+        picture = cv2.imread(str(train.path(image)))
+        labels = labels_of(train, image.id)
+        assert picture.shape == (64, 64, 3) and set(np.unique(picture)) == {0, 255}  # these glyphs have no grey
+        np.testing.assert_array_equal(picture.min(axis=2) > 0, labels > 0)
+        for instance in train.by_image[image.id]:
+            x, y, width, height = instance.box
+            whole = instance.area == 20 * 6  # the test's glyphs are bars of 20x6
+            covered += not whole
+            assert not whole or (width, height) == (6, 20)
+    assert covered == 0 if touching == "never" else covered > 5
+
+
+def test_few_digits(tmp_path: Path) -> None:
+    train = COMPETITION.read(None, {**OPTIONS, "images": 30, "fewest": 1, "size": 192}, 0, tmp_path).train
+    counts = [len(found) for found in train.by_image.values()]
+    assert min(counts) < 4 and max(counts) > 5  # half of eight at least is the default
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -153,6 +181,9 @@ def test_defaults(tmp_path: Path) -> None:
         ({"digit": 3}, "did you mean 'digits'"),
         ({"images": 1}, "data.options.images is 1; it must be a whole number of at least 2"),
         ({"size": True}, "data.options.size is True"),
+        ({"fewest": 0}, "data.options.fewest is 0"),
+        ({"fewest": 13}, "data.options.fewest is 13, more than digits, 12"),
+        ({"style": "bold"}, "data.options.style is 'bold'; it must be 'scene' or 'plain'"),
         ({"touching": "sometimes"}, "data.options.touching is 'sometimes'; it must be 'never' or 'freely'"),
     ],
 )
@@ -272,7 +303,7 @@ def records_of(truth: Dataset) -> list[dict[str, Any]]:
 
 def test_perfect_and_empty(truth: Dataset) -> None:
     perfect = COMPETITION.score(truth, records_of(truth))
-    for key in ("score", "ap50", "class_accuracy", "dice"):
+    for key in ("score", "ap50", "class_accuracy", "dice", "pixel_accuracy", "miou", "pq"):
         assert perfect[key] == pytest.approx(1, abs=1e-9)
     empty = COMPETITION.score(truth, [])
     assert (empty["score"], empty["ap50"], empty["class_accuracy"], empty["dice"]) == (0.0, 0.0, None, 0.0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.competitions import CompetitionError
-from pipeline.competitions.synthetic import COMPETITION, TRUTH
+from pipeline.competitions.synthetic import COMPETITION, TRUTH, draw
 from pipeline.masks import rle_to_crop
 from pipeline.records import Dataset
 
@@ -143,3 +143,16 @@ def test_one_image_without_a_cell_option(tmp_path: Path) -> None:
 def test_bad_options(tmp_path: Path, options: dict[str, object], expected: str) -> None:
     with pytest.raises(CompetitionError, match=expected):
         COMPETITION.read(None, options, 0, tmp_path)
+
+
+def test_cells_of_another_size() -> None:
+    """A zoom of 1 is what was always drawn; one of 1.5 makes cells of about 1.5 x 1.5 the area, part of them medium to COCO."""
+
+    def areas(*zoom: float) -> np.ndarray:
+        labels = [draw(np.random.default_rng([3, k]), 192, 14, np.zeros(3), *zoom)[1] for k in range(6)]
+        return np.concatenate([np.bincount(one.ravel())[1:] for one in labels])
+
+    np.testing.assert_array_equal(areas(1.0), areas())
+    large = areas(1.5)
+    assert 1.8 < large.mean() / areas().mean() < 2.7
+    assert 0.2 < (large > 32**2).mean() < 0.6

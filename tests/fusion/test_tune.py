@@ -169,7 +169,7 @@ def test_a_rescorer_never_saw_the_image_under_any_fold() -> None:
 
 
 def test_models_may_be_chosen_more_than_once() -> None:
-    found = tune(cases({"good": 0.4, "fair": 1.4}, VIEWS[:1]), Fusion(tune=True), Ruler(12, (0.5, 0.75)))
+    found = tune(cases({"good": 0.5, "fair": 1.0}, VIEWS[:1]), Fusion(tune=True), Ruler(12, (0.75,)))
     assert found.settings.weights["good"] > found.settings.weights["fair"] > 0
 
 

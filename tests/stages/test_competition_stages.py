@@ -13,8 +13,8 @@ from pipeline.competitions import CompetitionError, synthetic
 from pipeline.competitions.synthetic import COMPETITION, TRUTH
 from pipeline.experiment import Experiment, Layout
 from pipeline.folds import FoldsError, read_csv, read_folds
-from pipeline.masks import rle_to_crop
-from pipeline.records import Dataset, Detections
+from pipeline.masks import crop_to_rle, rle_to_crop
+from pipeline.records import Dataset, Detections, Image, Instance
 from pipeline.stages import encode, prepare, score, split, validate
 from pipeline.submission import submitted
 from tests.competitions.test_vrdl2021 import layout as vrdl2021_layout
@@ -218,6 +218,35 @@ def test_scores_of_models_folds_and_classes(layout: Layout) -> None:
     truths = len(Dataset.read(layout.train_json).instances)
     assert good["detections"] == truths  # one per truth: the second view is left out
     assert ensemble["true_positives_in_first_100"] == truths
+
+
+def test_every_model_has_its_score_by_size_of_objects(layout: Layout) -> None:
+    scores = score.run(EXPERIMENT, layout)
+    for standing in (scores["ensemble"], *scores["models"].values()):
+        assert standing["APs"] == standing["AP"] and standing["APm"] is standing["APl"] is None  # all are below 32 x 32
+    good = scores["models"]["good"]
+    assert 0 < good["AP"] < 1 and good["AP"] == pytest.approx(good["AP50"]) == pytest.approx(good["score"])
+
+
+def test_score_by_size_looks_at_each_size_alone() -> None:
+    """Of squares of 10, 50 and 120 pixels a side the small ones are all found, one of two medium ones, no large one."""
+    sides = (10, 10, 50, 50, 120)
+    boxes = [(200 * k, 5, 200 * k + side, 5 + side) for k, side in enumerate(sides)]
+    instances = [
+        Instance(
+            k + 1, 1, 1, crop_to_rle(np.ones((s, s), np.uint8), box, (200, 1000), 1), (box[0], 5, s, s), float(s * s)
+        )
+        for k, (s, box) in enumerate(zip(sides, boxes, strict=True))
+    ]
+    truth = Dataset([Image(1, "1.png", 200, 1000)], {1: "square"}, instances)
+    table = np.array(boxes[:3], np.int32)
+    grids = [np.full((s, s), 255, np.uint8) for s in sides[:3]]
+    found = Detections.build(1, np.ones(3, np.int64), np.array([0.9, 0.8, 0.7]), table, table, grids, "m")
+    by_size = score._by_size(truth, found, 100)
+    assert by_size.keys() == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert by_size["APs"] == pytest.approx(1) and by_size["APl"] == 0
+    assert by_size["APm"] == pytest.approx(51 / 101)  # precision 1 up to a recall of one half
+    assert by_size["AP"] == pytest.approx(61 / 101)
 
 
 def test_only_the_folds_that_were_trained_are_scored(layout: Layout) -> None:

@@ -1,0 +1,171 @@
+"""The papers' comparisons at our scale: one row for each model of a finished run, and the table of these rows.
+
+    bash run_all.sh papers/solo-drawn
+    python -m benchmarks.papers add papers/solo-drawn --note "two cores"
+    python -m benchmarks.papers table solo-drawn
+
+`add` appends to docs/papers.jsonl what scores.json and the trainings' provenance.json say of every single model, out of fold,
+and of their ensemble; a row that stands there already is not added twice. `table` prints Markdown. Models that are called the
+same but for a number at the end (``attention-0``, ``attention-1``) are one model under several seeds: a line has their mean
+and, in brackets, the least and the greatest value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout, load
+
+DATA = PROJECT / "docs" / "papers.jsonl"
+
+ENSEMBLE = "ensemble"
+
+MEASURES = (
+    "score", "AP", "AP50", "AP75", "APs", "APm", "APl", "true_positives_in_first_100", "miou", "pixel_accuracy", "pq",
+    "class_accuracy", "dice",
+)  # fmt: skip
+"""Columns of the table where `--measure` names none, those that a run has."""
+
+
+def rows_of(experiment: Experiment, layout: Layout, note: str = "") -> list[dict[str, Any]]:
+    """A row for each model of a run and, of several, one for their ensemble.
+
+    Raises:
+        ExperimentError: the run has no scores yet.
+    """
+    if not layout.scores.exists():
+        raise ExperimentError(f"there is no {layout.scores}; make it with: bash run_all.sh {experiment.name}")
+    scores = json.loads(layout.scores.read_text())
+    common = {
+        "experiment": experiment.name,
+        "metric": scores["metric"],
+        "images": scores["images"],
+        "made": scores["provenance"]["made"],
+        "commit": _commit(),
+        "note": note,
+    }
+    rows = []
+    for name, standing in scores["models"].items():
+        trainings = {
+            fold: json.loads((layout.training(name, fold) / "provenance.json").read_text())
+            for fold in map(str, experiment.validation_folds())
+        }
+        settings = experiment.train_settings(name)
+        rows.append(
+            {
+                **common,
+                "model": name,
+                "config": experiment.models[name].config,
+                "options": experiment.models[name].options,
+                "seed": experiment.seed + experiment.models[name].seed,
+                "folds": list(trainings),
+                "trained_on": [t["images"] for t in trainings.values()],
+                "iterations": settings.iterations,
+                "batch": settings.batch,
+                "seconds": [t["seconds"] for t in trainings.values()],
+                "measures": _numbers(standing),
+            }
+        )
+    if len(rows) > 1:
+        rows.append({**common, "model": ENSEMBLE, "measures": _numbers(scores["ensemble"])})
+    return rows
+
+
+def _numbers(standing: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        k: v if isinstance(v, int) else round(v, 5)
+        for k, v in standing.items()
+        if isinstance(v, int | float) and not isinstance(v, bool) and k not in ("images", "truths")
+    }
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def add(rows: Iterable[Mapping[str, Any]], path: Path = DATA) -> int:
+    """Append the rows that are not there yet, and say how many those are."""
+    known = {(row["experiment"], row["model"], row["made"]) for row in read(path)}
+    new = [row for row in rows if (row["experiment"], row["model"], row["made"]) not in known]
+    with path.open("a") as handle:
+        for row in new:
+            handle.write(json.dumps(row) + "\n")
+    return len(new)
+
+
+def read(path: Path = DATA) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: Iterable[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
+    """Markdown: a line for each model, the seeds of one together; of a model that was added twice, the later row.
+
+    Raises:
+        ExperimentError: nothing was added of the experiment.
+    """
+    latest = {row["model"]: row for row in rows if row["experiment"] == experiment}
+    if not latest:
+        raise ExperimentError(f"no row of {experiment!r}; add some with: python -m benchmarks.papers add {experiment}")
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, row in latest.items():
+        groups.setdefault(re.sub(r"-\d+$", "", name), []).append(row)
+    shown = [m for m in measures if any(m in row["measures"] for row in latest.values())]
+    lines = [
+        "| model | trainings | iterations | minutes | " + " | ".join(m.replace("_", " ") for m in shown) + " |",
+        "|---" * (4 + len(shown)) + "|",
+    ]
+    for name, members in groups.items():
+        seconds = [s for row in members for s in row.get("seconds", [])]
+        cells = [
+            name,
+            str(len(seconds)) if seconds else "",
+            str(members[0].get("iterations", "")),
+            f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else "",
+            *(_cell([row["measures"][m] for row in members if m in row["measures"]]) for m in shown),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    form = "{:.0f}" if all(isinstance(v, int) for v in values) else "{:.3f}"
+    mean = form.format(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("action", choices=("add", "table"))
+    parser.add_argument("experiment", help="papers/solo-drawn, say; for `table` the run's name")
+    parser.add_argument("--root", type=Path, default=PROJECT, help="holds artifacts/ (default: the project's folder)")
+    parser.add_argument("--model", action="append", help="only this model (may be repeated), as it was run")
+    parser.add_argument("--note", default="", help="where it ran, what differs")
+    parser.add_argument("--measure", action="append", help="a column of the table (may be repeated)")
+    options = parser.parse_args()
+    try:
+        if options.action == "table":
+            print(table(read(), Path(options.experiment).stem, options.measure or MEASURES))
+            return
+        name = Path(options.experiment).stem
+        kept = Layout(name, options.root).artifacts / "experiment.yaml"  # with what --set changed
+        experiment = load(str(kept) if kept.exists() else options.experiment).only(options.model, None)
+        count = add(rows_of(experiment, Layout(name, options.root), options.note))
+        print(f"{count} rows added to {DATA}")
+    except ExperimentError as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Seq2Seg, 6 layers of 768, for 128x256 images: class maps from the sum of all hidden states. Random weights."""
+
+custom_imports = dict(imports=["pipeline.models.mmdet.seq2seg"], allow_failed_imports=False)
+
+model = dict(
+    type="SemanticSegmentor",
+    data_preprocessor=dict(
+        type="DetDataPreprocessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_size_divisor=16,
+    ),
+    network=dict(
+        type="Seq2Seg",
+        num_classes=10,
+        skip=True,
+        hidden=768,
+        layers=6,
+        heads=12,
+        feedforward=3072,
+        patch=16,
+        grid=(8, 16),
+    ),
+    test_cfg=dict(score_thr=0.05, max_per_img=1000, split="components", threshold=0.5, least=16),
+)

@@ -1,0 +1,5 @@
+"""SOLO, ResNet-50-FPN, without coordinates; COCO weights, but for the first convolution of the mask branch."""
+
+_base_ = "./solo_r50.py"
+
+model = dict(mask_head=dict(coordinates=None))

@@ -1,0 +1,79 @@
+"""The rows of the papers' comparisons, from the artifacts of a run to the table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import papers
+from pipeline.experiment import Experiment, ExperimentError, Layout
+
+
+def run_of(folder: Path, scores: dict[str, float], made: str = "2026-01-01T00:00:00+0000") -> tuple[Experiment, Layout]:
+    """A run with these models, as `train` and `score` leave it."""
+    models = {name: {"framework": "mmdet", "config": "a.py", "seed": k} for k, name in enumerate(scores)}
+    experiment = Experiment.model_validate(
+        {
+            "name": "try",
+            "competition": "synthetic",
+            "models": models,
+            "seed": 5,
+            "folds": {"count": 4, "use": [1]},
+            "train": {"iterations": 70},
+        }
+    )
+    layout = Layout("try", folder)
+    for name in scores:
+        layout.training(name, "1").mkdir(parents=True, exist_ok=True)
+        (layout.training(name, "1") / "provenance.json").write_text(json.dumps({"images": 30, "seconds": 90.0}))
+    standing = {name: {"score": value, "images": 10, "classes": {"a": value}} for name, value in scores.items()}
+    layout.scores.write_text(
+        json.dumps(
+            {
+                "metric": "AP",
+                "images": 10,
+                "models": standing,
+                "ensemble": {"score": 0.9},
+                "provenance": {"made": made},
+            }
+        )
+    )
+    return experiment, layout
+
+
+def test_a_row_says_what_was_trained_and_what_came_of_it(tmp_path: Path) -> None:
+    rows = papers.rows_of(*run_of(tmp_path, {"plain-0": 0.25, "plain-1": 0.5}), note="here")
+    assert [row["model"] for row in rows] == ["plain-0", "plain-1", "ensemble"]
+    row = rows[1]
+    assert (row["experiment"], row["seed"], row["folds"], row["trained_on"]) == ("try", 6, ["1"], [30])
+    assert (row["iterations"], row["seconds"], row["measures"], row["note"]) == (70, [90.0], {"score": 0.5}, "here")
+
+
+def test_a_row_is_added_once_and_a_later_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = papers.rows_of(*run_of(tmp_path, {"plain": 0.25}))
+    assert papers.add(rows, path) == 1
+    assert papers.add(rows, path) == 0
+    assert papers.add(papers.rows_of(*run_of(tmp_path, {"plain": 0.75}, made="later")), path) == 1
+    assert [row["measures"]["score"] for row in papers.read(path)] == [0.25, 0.75]
+    assert "| 0.750 |" in papers.table(papers.read(path), "try")  # the later one
+
+
+def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
+    experiment, layout = run_of(tmp_path, {"plain-0": 0.2, "plain-1": 0.3, "other": 0.5})
+    lines = papers.table(papers.rows_of(experiment, layout), "try").splitlines()
+    assert lines[0] == "| model | trainings | iterations | minutes | score |"
+    assert lines[2:] == [
+        "| plain | 2 | 70 | 1.5 | 0.250 (0.200 to 0.300) |",
+        "| other | 1 | 70 | 1.5 | 0.500 |",
+        "| ensemble |  |  |  | 0.900 |",
+    ]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    experiment, layout = run_of(tmp_path, {"plain": 0.2})
+    layout.scores.unlink()
+    with pytest.raises(ExperimentError, match="bash run_all.sh try"):
+        papers.rows_of(experiment, layout)
+    with pytest.raises(ExperimentError, match="no row of 'other'"):
+        papers.table([], "other")

@@ -1,0 +1,128 @@
+"""The SegPC-2021 paper's detectors, slim, in both frameworks: each builds, learns a step everywhere, and predicts."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.backends import CheckpointError
+from pipeline.backends.samples import Samples
+from pipeline.experiment import ModelSettings, TrainSettings
+from tests.backends.test_architectures import predicted, valid
+from tests.backends.test_frameworks import needs
+from tests.backends.test_samples import drawn
+
+MODELS = [
+    *(f"mmdet/segpc2021_detectors-{name}_cpu" for name in ("r50", "r50-transformer", "effb5", "effb5-transformer")),
+    *(
+        f"detectron2/segpc2021_cascade-{name}_cpu"
+        for name in ("x152", "x152-transformer", "effb5", "effb5-transformer")
+    ),
+]
+
+
+def settings_of(name: str) -> ModelSettings:
+    return ModelSettings(framework=name.split("/")[0], config=name)  # type: ignore[arg-type]
+
+
+def step(name: str, network: torch.nn.Module, samples: Samples) -> torch.Tensor:
+    from importlib import import_module
+
+    framework = name.split("/")[0]
+    module = import_module(f"pipeline.backends.{framework}")
+    network.train()
+    batch = module.collate([samples[0], samples[1]])
+    if framework == "mmdet":
+        batch = network.data_preprocessor(batch, training=True)  # type: ignore[operator]
+        loss, _ = network.parse_losses(network(**batch, mode="loss"))  # type: ignore[operator]
+        return loss
+    return sum(module.Trained(network)(**batch).values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_slim_variant_learns_everywhere_and_predicts(name: str, tmp_path: Path) -> None:
+    needs(name.split("/")[0])
+    from importlib import import_module
+
+    data = drawn(tmp_path, 101, 97)
+    module = import_module(f"pipeline.backends.{name.split('/')[0]}")
+    torch.manual_seed(0)
+    network = module.build(settings_of(name), len(data.categories))
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "fresh.pth")
+
+    loss = step(name, network, Samples(data, TrainSettings(crop=128), 0, 2))
+    loss.backward()
+    assert math.isfinite(loss.item()) and loss.item() > 0
+    for part, parameter in network.named_parameters():
+        assert parameter.grad is not None, part
+        assert torch.isfinite(parameter.grad).all(), part
+
+    found = predicted(settings_of(name), data, tmp_path / "fresh.pth", ["identity"])
+    valid(found, data)
+    assert len(found) > 0
+
+
+def test_the_second_look_begins_as_the_first_and_then_sees_what_is_fed_back() -> None:
+    needs("mmdet")
+    from pipeline.models.mmdet.transformer_assisted import TimmBackbone
+
+    for assistant, levels in (
+        (None, (1, 2, 3, 4)),
+        ({"timm": "test_vit", "stride": 2, "blocks": (1, 2, 3)}, (0, 1, 2)),
+    ):
+        torch.manual_seed(0)
+        backbone = TimmBackbone("efficientnet_lite0", None, levels, assistant, rfp_inplanes=8, output_img=True).eval()
+        image = torch.randn(1, 3, 64, 96)
+        first = backbone(image)
+        assert torch.equal(first[0], image)
+        fed = [torch.randn(1, 8, *level.shape[2:]) for level in first[1:]]
+        for a, b in zip(backbone.rfp_forward(image, fed), first[1:], strict=True):
+            torch.testing.assert_close(a, b)
+        for convolution in backbone.features.feedback:
+            torch.nn.init.normal_(convolution.weight)
+        second = backbone.rfp_forward(image, fed)
+        assert (second[-1] - first[-1]).abs().max() > 1e-4
+        if assistant is None:
+            torch.testing.assert_close(second[0], first[1])  # DetectoRS feeds nothing back to the finest stage
+
+
+def test_the_transformers_weights_survive_the_start_of_a_detectors_resnet() -> None:
+    needs("mmdet")
+    from pipeline.models.mmdet.transformer_assisted import TransformerAssistedDetectoRS
+
+    backbone = TransformerAssistedDetectoRS(assistant={"timm": "test_vit"}, depth=50, base_channels=8, stem_channels=8)
+    assert [widen.in_channels for widen in backbone.assistant.widen] == [32, 64, 128, 256]
+    before = {name: value.clone() for name, value in backbone.assistant.state_dict().items()}
+    backbone.init_weights()
+    for name, value in backbone.assistant.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+@pytest.mark.parametrize("framework", ["mmdet", "detectron2"])
+def test_random_weights_fetch_nothing_and_missing_ones_are_explained(framework: str, tmp_path: Path) -> None:
+    needs(framework)
+    from importlib import import_module
+
+    module = import_module(f"pipeline.backends.{framework}")
+    missing = str(tmp_path / "none.safetensors")
+    if framework == "mmdet":
+        config, options = "mmdet/segpc2021_detectors-effb5_cpu", {"model.backbone.pretrained": missing}
+    else:
+        config, options = "detectron2/segpc2021_cascade-effb5_cpu", {"MODEL.TIMM.WEIGHTS": missing}
+    settings = ModelSettings(framework=framework, config=config, options=options)  # type: ignore[arg-type]
+    module.build(settings, 1)
+    with pytest.raises(CheckpointError, match="none.safetensors"):
+        module.build(settings.model_copy(update={"weights": "config"}), 1)
+
+
+def test_a_network_of_detectron2_is_shown_the_image_as_it_was_trained() -> None:
+    needs("detectron2")
+    from pipeline.backends import detectron2
+
+    network = detectron2.build(settings_of("detectron2/segpc2021_cascade-effb5-transformer_cpu"), 1)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))  # BGR
+    shown = network.preprocess_image([{"image": pixels}]).tensor
+    tokens = network.backbone.assistant.tokens.renormalise(shown)
+    torch.testing.assert_close(tokens[0], (pixels.flip(0).float() / 255 - 0.5) / 0.5, atol=1e-4, rtol=1e-4)
