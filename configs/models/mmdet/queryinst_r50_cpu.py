@@ -1,9 +1,12 @@
 """QueryInst, ResNet-18 of half width, 64 channels, 3 stages, 100 queries: trains on two CPU cores. Random weights.
 
-Crops in training and tiles in prediction (``predict.tile``) must hold fewer objects than there are queries.
+Crops in training and tiles in prediction (``predict.tile``) must hold fewer objects than there are queries. They start on
+a grid: from whole images, as the full model's do, they learn much more slowly (docs/papers.md).
 """
 
 _base_ = "mmdet::queryinst/queryinst_r50_fpn_1x_coco.py"
+
+custom_imports = dict(imports=["pipeline.models.mmdet.spread_queries"], allow_failed_imports=False)
 
 _stages, _queries = 3, 100
 _relu = dict(type="ReLU", inplace=True)
@@ -72,7 +75,7 @@ _learning = dict(
 model = dict(
     backbone=dict(depth=18, base_channels=32, stem_channels=32, frozen_stages=-1, norm_eval=False, init_cfg=None),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
-    rpn_head=dict(num_proposals=_queries, proposal_feature_channel=64),
+    rpn_head=dict(type="SpreadQueries", num_proposals=_queries, proposal_feature_channel=64),
     roi_head=dict(
         num_stages=_stages,
         stage_loss_weights=[1] * _stages,
