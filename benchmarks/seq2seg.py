@@ -4,8 +4,7 @@
 
 Image Segmentation with Transformers, table 1: 50.8M and 7.8M, 0.2 s and 0.3 s a step at batch 24 on a GPU. A step is forward,
 binary cross-entropy, backward and Adam on 128x256 pixels, on a GPU where there is one; rounds are interleaved, of each network
-the least counts. On CPU cores it takes minutes; with a smaller
-batch Adam, which works on weights and not on images, weighs more.
+the least counts. On CPU cores it takes minutes; with a smaller batch Adam, which works on weights and not on images, weighs more.
 """
 
 import argparse
