@@ -6,8 +6,8 @@ model = dict(
     type="SemanticSegmentor",
     data_preprocessor=dict(
         type="DetDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
+        mean=[0, 0, 0],  # black is nothing but its position, and so is padding
+        std=[255, 255, 255],
         bgr_to_rgb=True,
         pad_size_divisor=16,
     ),
