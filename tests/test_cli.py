@@ -391,6 +391,10 @@ def test_configs_that_are_none(configs: Path) -> None:
 def test_modules_of_the_package_that_a_config_names(configs: Path) -> None:
     assert catalog.own_modules(str(configs / "mmdet" / "own.py")) == ["pipeline.views"]
     assert catalog.own_modules(str(configs / "mmdet" / "child.py")) == []
+    (configs / "detectron2" / "own.yaml").write_text(
+        "IMPORTS: [pipeline.views]\nMODEL: {META_ARCHITECTURE: pipeline}\n"
+    )
+    assert catalog.own_modules(str(configs / "detectron2" / "own.yaml")) == ["pipeline.views"]
 
 
 def test_weights_on_this_disk_are_here(tmp_path: Path) -> None:

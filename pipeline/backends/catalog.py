@@ -156,7 +156,8 @@ def own_modules(config: str) -> list[str]:
 def _texts(path: Path) -> Iterator[str]:
     """Every text that stands in a config as a value, and the modules that it imports."""
     if path.suffix != ".py":
-        yield from (value for _, value in _pairs(_read_yaml(path)) if isinstance(value, str))
+        for _, value in _pairs(_read_yaml(path)):
+            yield from (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
         return
     for node in ast.walk(_read_python(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

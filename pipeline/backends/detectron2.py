@@ -14,6 +14,7 @@ import yaml
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import DeformConv, ModulatedDeformConv
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -116,6 +117,9 @@ def build(model: ModelSettings, classes: int, settings: PredictSettings | None =
     if not any("mask" in name for name, _ in network.named_modules()):
         raise ExperimentError(f"{model.config}: {type(network).__name__} finds boxes only, and masks are wanted")
     network = revert_sync_batchnorm(network)  # one device has nobody to average with, and a CPU refuses to try
+    for part in network.modules():
+        if isinstance(part, DeformConv | ModulatedDeformConv):
+            part.register_forward_pre_hook(_in_full_precision)
     source = config.MODEL.WEIGHTS if model.weights == "config" else model.weights
     if source:
         try:
@@ -124,6 +128,11 @@ def build(model: ModelSettings, classes: int, settings: PredictSettings | None =
         except Exception as error:  # noqa: BLE001  network, disk and format errors alike
             raise not_loadable(source, error) from error
     return network
+
+
+def _in_full_precision(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Detectron2's deformable kernels want one type, know nothing of autocast, and their weights are float32."""
+    return tuple(value.float() if torch.is_tensor(value) else value for value in inputs)
 
 
 class Trained(BaseModel):  # type: ignore[misc]

@@ -65,7 +65,8 @@ SQUARE = 28
 """Side of a plain digit's picture."""
 
 LEAST_SEEN = 0.6
-"""A digit is not laid where it would leave less than this of another in sight."""
+"""In the scene, a digit is not laid where it would leave less than this of another in sight; plain ones lie anywhere, as
+long as something of each is seen."""
 
 TEST_SHARE = 6
 """Where there is one set of digits, every sixth is for the test images."""
@@ -314,7 +315,7 @@ def draw(
             ink = (_upright if plain else _laid)(rng, glyphs.pixels[k], side)
             mask = ink >= INK
             area = int(mask.sum())
-            if not area or not _fits(mask, labels, whole, freely):
+            if not area or not _fits(mask, labels, whole, freely, 0.0 if plain else LEAST_SEEN):
                 continue
             shade = np.ones(3) if plain else rng.uniform(0.75, 1.0, 3) * rng.uniform(0.8, 1.0)
             canvas[:] = canvas * (1 - ink[:, :, None]) + shade * ink[:, :, None]
@@ -366,8 +367,8 @@ def _upright(rng: np.random.Generator, glyph: np.ndarray, side: int) -> np.ndarr
     return ink / 255
 
 
-def _fits(mask: np.ndarray, labels: np.ndarray, whole: Sequence[int], freely: bool) -> bool:
-    """Whether a digit can be laid there: none of it cut off, and enough of the others left in sight."""
+def _fits(mask: np.ndarray, labels: np.ndarray, whole: Sequence[int], freely: bool, least: float) -> bool:
+    """Whether a digit can be laid there: none of it cut off, and of the others so much of their ink, and some, in sight."""
     import cv2
 
     if mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any():
@@ -377,7 +378,7 @@ def _fits(mask: np.ndarray, labels: np.ndarray, whole: Sequence[int], freely: bo
         return not labels[around].any()
     covered = np.bincount(labels[mask], minlength=len(whole) + 1)[1:]
     seen = np.bincount(labels.ravel(), minlength=len(whole) + 1)[1:] - covered
-    return all(s >= LEAST_SEEN * w for s, w in zip(seen.tolist(), whole, strict=True))
+    return all(s > 0 and s >= least * w for s, w in zip(seen.tolist(), whole, strict=True))
 
 
 COMPETITION = Digits()

@@ -27,7 +27,11 @@ STEPS = (
 
 
 def instances(
-    probabilities: np.ndarray, split: Split = "components", threshold: float = 0.5, least: int = 16
+    probabilities: np.ndarray,
+    split: Split = "components",
+    threshold: float = 0.5,
+    least: int = 16,
+    most: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A pixel is of its most probable class if that is above the threshold; what hangs together in a class is one object.
 
@@ -35,27 +39,31 @@ def instances(
         probabilities: (C, H, W) float, each class against the rest.
         split: ``watershed`` also cuts objects at their waists.
         least: fewer pixels are no object.
+        most: only so many objects, those of the best scores, best first.
 
     Returns:
-        masks: (N, H, W) bool, without overlap.
+        masks: (N, H, W) float32, the probability of the object's class inside, which is above the threshold, and 0 outside.
         scores: (N,) float32, mean probability of the object's class inside.
         labels: (N,) int64 in 0..C-1.
     """
     best = probabilities.argmax(axis=0)
-    masks, scores, labels = [], [], []
+    found: list[tuple[float, int, int, tuple[slice, ...], np.ndarray]] = []
     for label, probability in enumerate(probabilities):
         region = (best == label) & (probability > threshold)
         parts, count = ndimage.label(region, NEIGHBOURS)
         if split == "watershed" and count:
             parts = watershed(parts)
-        for number in range(1, int(parts.max()) + 1):
-            mask = parts == number
-            if np.count_nonzero(mask) >= least:
-                masks.append(mask)
-                scores.append(probability[mask].mean())
-                labels.append(label)
-    stack = np.stack(masks) if masks else np.zeros((0, *best.shape), bool)
-    return stack, np.array(scores, np.float32), np.array(labels, np.int64)
+        sizes = np.bincount(parts.ravel())
+        scores = np.bincount(parts.ravel(), probability.ravel()) / np.maximum(sizes, 1)
+        for number, place in enumerate(ndimage.find_objects(parts), 1):
+            if sizes[number] >= least:
+                found.append((float(scores[number]), label, number, place, parts))
+    if most is not None:  # before there is a frame for each
+        found = sorted(found, key=lambda one: -one[0])[:most]
+    masks = np.zeros((len(found), *best.shape), np.float32)
+    for frame, (_, label, number, place, parts) in zip(masks, found, strict=True):
+        frame[place] = np.where(parts[place] == number, probabilities[label][place], 0)
+    return masks, np.array([one[0] for one in found], np.float32), np.array([one[1] for one in found], np.int64)
 
 
 def watershed(parts: np.ndarray) -> np.ndarray:

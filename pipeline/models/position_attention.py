@@ -59,6 +59,11 @@ def attention_logits(features: torch.Tensor, grid: int, size: tuple[int, int], s
     Returns:
         (B, S * S, *size).
     """
-    cells = functional.interpolate(features, size=(grid, grid), mode="bilinear", align_corners=False)  # (B, C, S, S)
-    maps = position_attention(cells, scale)  # (B, S * S, S, S)
-    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    # unscaled products of hundreds of channels are more than half precision can hold
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+        cells = functional.interpolate(
+            features, size=(grid, grid), mode="bilinear", align_corners=False
+        )  # (B, C, S, S)
+        maps = position_attention(cells, scale)  # (B, S * S, S, S)
+        return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)

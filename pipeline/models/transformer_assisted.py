@@ -48,7 +48,7 @@ class TokenProjection(nn.Module):
     def forward(self, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """(B, E, H, W) and (B, L, E) → (B, E, H, W)."""
         height, width = features.shape[-2:]
-        pixels = features.flatten(2).transpose(1, 2)  # (B, HW, E)
+        pixels = features.flatten(2).transpose(1, 2).contiguous()  # (B, HW, E); fused kernels ask for it
         keys = tokens @ self.key @ self.query.T  # (B, L, E)
         seen = functional.scaled_dot_product_attention(
             pixels[:, None], keys[:, None].to(pixels.dtype), tokens[:, None].to(pixels.dtype), scale=1.0
@@ -124,6 +124,9 @@ class Pretrained(nn.Module):
         """
         if not self.weights:
             return
+        source = self.weights.removeprefix(TIMM)
+        if self.weights.startswith(TIMM) and source.partition(".")[0] != self.name.partition(".")[0]:
+            raise OSError(f"{self.weights} are the weights of another network than {self.name}; name both alike")
         try:
             if self.weights.startswith(TIMM):  # another tag may have another normalisation, too
                 self._take(self._made(self.weights.removeprefix(TIMM), pretrained=True))
@@ -236,7 +239,7 @@ class Tokens(Pretrained):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) → for each of `blocks` its states (B, L, E)."""
-        image = functional.interpolate(image, self.size, mode="bilinear", align_corners=False)
+        image = functional.interpolate(image, self.size, mode="bilinear", align_corners=False, antialias=True)
         states = self.network.forward_intermediates(
             self.renormalise(image),
             indices=[block - 1 for block in sorted(set(self.blocks))],
@@ -248,7 +251,8 @@ class Tokens(Pretrained):
         after = dict(zip(sorted(set(self.blocks)), states, strict=True))
         found = []
         for block in self.blocks:
-            patches, prefix = after[block]
+            state = after[block]  # with the class token and registers apart, where there are any
+            patches, prefix = state if isinstance(state, tuple | list) else (state, state[:, :0])
             found.append(torch.cat([prefix, patches], dim=1) if self.class_token else patches)
         return found
 

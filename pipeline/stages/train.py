@@ -15,6 +15,9 @@ from pipeline.supervision import exclusive
 
 log = logging.getLogger("pipeline.train")
 
+SEEDS_APART = 10_000
+"""A model's seed counts so much, so that no two of its trainings, of whatever folds, begin alike."""
+
 
 def run(experiment: Experiment, layout: Layout, model: str, fold: str, version: str = "") -> None:
     """Write models/<model>/fold-<fold>/checkpoint.pth, resuming from the training's own last checkpoint if it has one.
@@ -41,7 +44,7 @@ def run(experiment: Experiment, layout: Layout, model: str, fold: str, version: 
         images,
         folder,
         f"{model}/{fold}",
-        experiment.seed + settings.seed + _offset(fold),
+        experiment.seed + SEEDS_APART * settings.seed + _offset(fold),
         version,
     )
     began = time.perf_counter()

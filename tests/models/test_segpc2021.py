@@ -68,6 +68,20 @@ def test_random_weights_fetch_nothing_and_missing_ones_are_explained(framework: 
         module.build(settings.model_copy(update={"weights": "config"}), 1)
 
 
+@pytest.mark.parametrize("assistant", ["", "-transformer"])
+def test_a_pyramid_may_stand_on_efficientnet(assistant: str) -> None:
+    needs("detectron2")
+    from pipeline.backends import detectron2
+
+    settings = settings_of(f"detectron2/segpc2021_cascade-effb5{assistant}_cpu")
+    options = {"MODEL.BACKBONE.NAME": "build_timm_fpn_backbone"}
+    network = detectron2.build(settings.model_copy(update={"options": options}), 1)
+    maps = network.backbone(torch.randn(2, 3, 64, 96))
+    assert {name: tuple(level.shape[2:]) for name, level in maps.items()} == {
+        "p2": (16, 24), "p3": (8, 12), "p4": (4, 6), "p5": (2, 3), "p6": (1, 2),
+    }  # fmt: skip
+
+
 def test_a_network_of_detectron2_is_shown_the_image_as_it_was_trained() -> None:
     needs("detectron2")
     from pipeline.backends import detectron2

@@ -78,12 +78,14 @@ def test_without_attention_it_is_mmdetections_head(training: bool) -> None:
 def test_coordinates_are_what_the_first_convolution_gets(kind: str | None) -> None:
     mine = head(coordinates=kind)
     level = mine.resize_feats(pyramid(1))[2]
+    assert mine.mask_convs[0].conv.in_channels == 10
     if kind is None:
-        assert mine.mask_convs[0].conv.in_channels == 8
-        maps = level
-    else:
-        assert mine.mask_convs[0].conv.in_channels == 10
-        maps = torch.cat([level, coordinates(level)], dim=1)
+        with torch.no_grad():  # whatever the two channels' weights are
+            before = mine.mask_logits(level, 2)
+            mine.mask_convs[0].conv.weight[:, 8:] = 7.0
+            torch.testing.assert_close(mine.mask_logits(level, 2), before)
+    given = coordinates(level) if kind else torch.zeros_like(level[:, :2])
+    maps = torch.cat([level, given], dim=1)
     for convolution in mine.mask_convs:
         maps = convolution(maps)
     maps = functional.interpolate(maps, scale_factor=2, mode="bilinear")
@@ -168,7 +170,7 @@ def test_the_full_configs_are_the_papers(kind: str) -> None:
 
 
 def test_the_three_differ_in_nothing_else() -> None:
-    """Same weights from the same seed where they have the same shapes: what is compared is the difference alone."""
+    """Same weights from the same seed: what is compared is the difference alone."""
     from pipeline.backends import mmdet
 
     states = {}
@@ -177,8 +179,7 @@ def test_the_three_differ_in_nothing_else() -> None:
         states[kind] = mmdet.build(config(f"{kind}_r50_cpu"), 4).state_dict()
     plain, bare, attentive = (states[kind] for kind in KINDS)
     assert plain.keys() == bare.keys() == attentive.keys()
-    assert all(torch.equal(plain[key], attentive[key]) for key in plain)
-    assert [key for key in plain if plain[key].shape != bare[key].shape] == ["mask_head.mask_convs.0.conv.weight"]
+    assert all(torch.equal(plain[key], attentive[key]) and torch.equal(plain[key], bare[key]) for key in plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)

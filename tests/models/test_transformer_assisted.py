@@ -119,6 +119,38 @@ def test_tokens_are_the_states_after_the_blocks() -> None:
     assert len(tokens.network.blocks) == 3  # the others would never be used
 
 
+def test_a_transformer_without_a_class_token_gives_each_image_its_own_tokens() -> None:
+    torch.manual_seed(0)
+    tokens = Tokens("vit_medium_patch16_gap_240", [1, 2]).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        both, alone = tokens(images), tokens(images[1:])
+    assert [state.shape for state in both] == [(2, 225, 512)] * 2
+    for state, own in zip(both, alone, strict=True):
+        torch.testing.assert_close(state[1:], own, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    tokens = Tokens(VIT, [1], weights="timm://vit_base_patch16_224.augreg2_in21k_ft_in1k")
+    with pytest.raises(OSError, match=rf"another network than {VIT}"):
+        tokens.load_pretrained()
+
+
+def test_a_fused_kernel_is_used() -> None:
+    """The (HW, L) weights never stand in memory: the attention is not torch's plain one (choice 0)."""
+    projection, chosen = TokenProjection(64), []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        chosen.append(torch._fused_sdp_choice(query, key, value, scale=scale))
+        return attend(query, key, value, scale=scale)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+        projection(torch.randn(1, 64, 20, 30), torch.randn(1, 17, 64))
+    assert chosen and 0 not in chosen
+
+
 def test_blocks_that_are_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="blocks 1 to 12"):
         Tokens(VIT, (0, 1))

@@ -1,4 +1,4 @@
-"""SOLO, ResNet-50-FPN, without coordinates; COCO weights, but for the first convolution of the mask branch."""
+"""SOLO, ResNet-50-FPN, without coordinates; COCO weights."""
 
 _base_ = "./solo_r50.py"
 

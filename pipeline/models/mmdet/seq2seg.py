@@ -46,18 +46,25 @@ class Segmentor(BaseDetector):  # type: ignore[misc]
         return self.network(batch_inputs)
 
     def results(
-        self, masks: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, sample: DetDataSample
+        self,
+        masks: torch.Tensor,
+        scores: torch.Tensor,
+        labels: torch.Tensor,
+        sample: DetDataSample,
+        threshold: float | None = None,
     ) -> DetDataSample:
-        """The sample with its best detections; `masks` (N, H, W) may reach into the batch's padding."""
+        """The sample with its best detections; `masks` (N, H, W), probabilities, may reach into the batch's padding.
+        With a threshold they are handed out as yes and no, and the pipeline finds the probabilities behind."""
         # a score at the threshold passes, as the pipeline counts it
         kept = torch.argsort(scores, descending=True, stable=True)[: self.test_cfg["max_per_img"]]
         kept = kept[scores[kept] >= self.test_cfg["score_thr"]]
         height, width = sample.img_shape[:2]
+        masks = masks[kept][:, :height, :width]
         sample.pred_instances = InstanceData(
             bboxes=scores.new_zeros((len(kept), 4)),  # the mask's own
             scores=scores[kept],
             labels=labels[kept],
-            masks=masks[kept][:, :height, :width],
+            masks=masks if threshold is None else masks > threshold,
         )
         return sample
 
@@ -122,7 +129,8 @@ class SemanticSegmentor(Segmentor):
         results = []
         for maps, sample in zip(self.network(batch_inputs).sigmoid(), batch_data_samples, strict=True):
             height, width = sample.img_shape[:2]
-            found = instances(maps[:, :height, :width].cpu().numpy(), **settings)
+            probabilities = maps[:, :height, :width].float().cpu().numpy()
+            found = instances(probabilities, **settings, most=self.test_cfg["max_per_img"])
             masks, scores, labels = (torch.from_numpy(part).to(maps.device) for part in found)
-            results.append(self.results(masks, scores, labels, sample))
+            results.append(self.results(masks, scores, labels, sample, settings["threshold"]))
         return results

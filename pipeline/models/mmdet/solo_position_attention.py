@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import SOLOHead
 from mmdet.models.utils import generate_coordinate
 from mmdet.registry import MODELS
@@ -40,8 +39,6 @@ class PositionSOLOHead(SOLOHead):  # type: ignore[misc]
         self.coordinates = coordinates
         self.attention = attention
         self.attention_scale = attention_scale
-        if coordinates is None:  # no channels for them in the first convolution
-            self.mask_convs[0] = ConvModule(self.in_channels, self.feat_channels, 3, padding=1, norm_cfg=self.norm_cfg)
 
     def forward(self, x: tuple[torch.Tensor, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Masks and classes of every level, as `SOLOHead.forward` gives them.
@@ -65,9 +62,7 @@ class PositionSOLOHead(SOLOHead):  # type: ignore[misc]
 
     def mask_logits(self, features: torch.Tensor, level: int) -> torch.Tensor:
         """(B, S * S, 2 h, 2 w) of a level's features (B, C, h, w): the mask branch and the attention branch."""
-        maps = features
-        if self.coordinates is not None:
-            maps = torch.cat([features, self._coordinates(features)], dim=1)  # (B, C + 2, h, w)
+        maps = torch.cat([features, self._coordinates(features)], dim=1)  # (B, C + 2, h, w)
         for convolution in self.mask_convs:
             maps = convolution(maps)
         maps = functional.interpolate(maps, scale_factor=2, mode="bilinear")
@@ -78,6 +73,8 @@ class PositionSOLOHead(SOLOHead):  # type: ignore[misc]
         return logits
 
     def _coordinates(self, features: torch.Tensor) -> torch.Tensor:
+        if self.coordinates is None:  # channels of nothing, so that pretrained weights fit and the rest starts alike
+            return torch.zeros_like(features[:, :2])
         if self.coordinates == "paper":
             return coordinates(features)
         theirs: torch.Tensor = generate_coordinate(features.shape, features.device)
