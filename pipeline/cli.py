@@ -461,14 +461,15 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
         catalog.locate(name)
     if options.name:
         listed = [entry for entry in listed if entry.name in options.name]
-    reach = catalog.reach(sorted({entry.weights for entry in listed if entry.weights}))
+    reach = catalog.reach(sorted({source for entry in listed for source in entry.weights}))
     for entry in listed:
         usable = "" if catalog.installed(entry.framework) else "  (not installed)"
         print(f"{entry.name}\n    {entry.description}")
         print(f"    framework: {entry.framework}{usable}\n    origin:    {entry.origin}")
         if options.parameters and (count := catalog.parameters(entry)) is not None:
             print(f"    learns:    {count / 1e6:.1f} million parameters ({catalog.PUBLISHED_CLASSES} classes)")
-        print(f"    weights:   {f'{entry.weights} ({reach[entry.weights]})' if entry.weights else 'random'}")
+        sources = [f"{source} ({reach[source]})" for source in entry.weights]
+        print("    weights:   " + ("\n               ".join(sources) or "random"))
     return 0
 
 

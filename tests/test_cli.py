@@ -340,9 +340,9 @@ def test_a_config_is_described_from_its_text(configs: Path) -> None:
     assert entries["mmdet/base"].description == "The base, in two lines."
     assert entries["mmdet/base"].origin == "mmdet::a.py"
     assert entries["mmdet/child"].description == "A child."
-    assert entries["mmdet/child"].weights == "https://example.invalid/w.pth"
-    assert entries["mmdet/own"].weights == "torchvision://r"
-    assert entries["detectron2/cfg"].weights == "detectron2://x/model.pkl"
+    assert entries["mmdet/child"].weights == ("https://example.invalid/w.pth",)
+    assert entries["mmdet/own"].weights == ("torchvision://r",)
+    assert entries["detectron2/cfg"].weights == ("detectron2://x/model.pkl",)
     assert entries["detectron2/cfg"].framework == "detectron2"
 
 

@@ -48,7 +48,7 @@ class Entry:
         name: its path below configs/models without the ending, ``<framework>/<model>``.
         description: the file's docstring or first comment, one line.
         origin: what it builds on, as it says so itself.
-        weights: the pretrained weights that it names; empty for random ones.
+        weights: the pretrained weights that it names, all of which it needs; empty for random ones.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Entry:
     framework: str
     description: str
     origin: str
-    weights: str
+    weights: tuple[str, ...]
 
 
 def entries(folder: Path = CONFIGS) -> list[Entry]:
@@ -198,14 +198,23 @@ def bases_of(path: Path) -> list[str]:
     ]
 
 
-def _weights(path: Path) -> str:
+def _weights(path: Path) -> tuple[str, ...]:
+    found: dict[str, str] = {}
+    cleared = False
     for each in _family(path):
         for key, value in _assignments(each):
-            if key in _WEIGHT_KEYS and isinstance(value, str) and value:
-                return value
-            if key == "load_from" and value is None:  # a slim variant of a config that has some
-                return ""
-    return ""
+            if key not in _WEIGHT_KEYS:
+                continue
+            if isinstance(value, str) and value:
+                found.setdefault(value, key)
+            else:  # a slim variant of a config that has some
+                cleared = True
+        if cleared:
+            break
+    if "load_from" in found.values():  # of the whole network; what a part of it would have started from is not fetched
+        first = next(value for value, key in found.items() if key == "load_from")
+        found = {v: k for v, k in found.items() if v == first or v.startswith("timm://")}
+    return tuple(found)
 
 
 def _assignments(path: Path) -> Iterator[tuple[str, Any]]:

@@ -164,7 +164,7 @@ def test_the_full_configs_are_the_papers(kind: str) -> None:
     slim = mmdet.read_config(config(f"{kind}_r50_cpu"), 5)
     assert slim.load_from is None
     listed = {entry.name: entry.weights for entry in catalog.entries()}
-    assert listed[f"mmdet/{kind}_r50"] == settings.load_from and listed[f"mmdet/{kind}_r50_cpu"] == ""
+    assert listed[f"mmdet/{kind}_r50"] == (settings.load_from,) and listed[f"mmdet/{kind}_r50_cpu"] == ()
     differs = {key for key in mine if mine[key] != slim.model.mask_head[key]}
     assert differs == {"in_channels", "feat_channels", "num_grids", "scale_ranges", "norm_cfg"}
 
