@@ -342,7 +342,8 @@ def test_a_config_is_described_from_its_text(configs: Path) -> None:
     assert entries["mmdet/child"].description == "A child."
     assert entries["mmdet/child"].weights == ("https://example.invalid/w.pth",)
     assert entries["mmdet/own"].weights == ("torchvision://r",)
-    assert entries["detectron2/cfg"].weights == ("detectron2://x/model.pkl",)
+    assert entries["detectron2/common"].weights == ("detectron2://x/model.pkl",)
+    assert entries["detectron2/cfg"].weights == ()  # it clears its base's
     assert entries["detectron2/cfg"].framework == "detectron2"
 
 
