@@ -56,7 +56,7 @@ def test_every_experiment_of_the_project_loads(name: str) -> None:
     experiment = load(name)
     assert experiment.name == name.rpartition("/")[2]
     for model in experiment.models.values():
-        assert (PROJECT / model.config).is_file(), model.config
+        assert catalog.locate(model.config).is_file()
 
 
 @pytest.mark.parametrize(
