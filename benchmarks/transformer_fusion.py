@@ -3,8 +3,8 @@
     python -m benchmarks.transformer_fusion
 
 Five levels at strides 4 to 64 of one image padded to 1344x800, ViT-B/16's 197 tokens of width 768, float32, forward and
-backward. The same numbers come out of both; what differs is that Wq Wk^T meets the tokens and not the pixels, and that the
-pixels' weights over the tokens need not be kept. Each measurement is a process of its own: its peak is that of its resident
+backward. The same numbers come out of both; what differs is that Wq Wk^T meets the tokens and not the pixels, and that no map of
+768 channels is turned round. Each measurement is a process of its own: its peak is that of its resident
 memory above what its inputs take. Rounds are interleaved and the fastest counts.
 """
 

@@ -32,8 +32,9 @@ TIMM = "timm://"
 class TokenProjection(nn.Module):
     """S = C + softmax_L((C Wq)(T Wk)^T) T, without a scale, as the paper has it.
 
-    (C Wq)(T Wk)^T = C (T Wk Wq^T)^T, so the E x E matrices meet the few tokens and never the many pixels, and the (HW, L)
-    weights need not exist at once.
+    (C Wq)(T Wk)^T = C (T Wk Wq^T)^T, so the E x E matrices meet the few tokens and never the many pixels. Pixels stay channel by
+    channel as they come and go, so that no map of E channels is copied: with fewer tokens than channels the (L, HW) weights are
+    less than such a copy, which a fused attention, that never has the weights, would need for its queries and its result.
     """
 
     def __init__(self, width: int) -> None:
@@ -47,13 +48,10 @@ class TokenProjection(nn.Module):
 
     def forward(self, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """(B, E, H, W) and (B, L, E) → (B, E, H, W)."""
-        height, width = features.shape[-2:]
-        pixels = features.flatten(2).transpose(1, 2).contiguous()  # (B, HW, E); fused kernels ask for it
+        pixels = features.flatten(2)  # (B, E, HW)
         keys = tokens @ self.key @ self.query.T  # (B, L, E)
-        seen = functional.scaled_dot_product_attention(
-            pixels[:, None], keys[:, None].to(pixels.dtype), tokens[:, None].to(pixels.dtype), scale=1.0
-        )[:, 0]  # (B, HW, E)
-        return features + seen.transpose(1, 2).reshape(-1, features.shape[1], height, width)
+        weights = (keys.to(pixels.dtype) @ pixels).softmax(dim=1)  # (B, L, HW)
+        return torch.baddbmm(pixels, tokens.transpose(1, 2).to(pixels.dtype), weights).view_as(features)
 
 
 class Renormalisation(nn.Module):

@@ -136,21 +136,6 @@ def test_weights_of_another_network_are_refused() -> None:
         tokens.load_pretrained()
 
 
-def test_a_fused_kernel_is_used() -> None:
-    """The (HW, L) weights never stand in memory: the attention is not torch's plain one (choice 0)."""
-    projection, chosen = TokenProjection(64), []
-    attend = torch.nn.functional.scaled_dot_product_attention
-
-    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        chosen.append(torch._fused_sdp_choice(query, key, value, scale=scale))
-        return attend(query, key, value, scale=scale)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-        projection(torch.randn(1, 64, 20, 30), torch.randn(1, 17, 64))
-    assert chosen and 0 not in chosen
-
-
 def test_blocks_that_are_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="blocks 1 to 12"):
         Tokens(VIT, (0, 1))
