@@ -1,16 +1,9 @@
 """Seq2Seg with six object queries, 4 layers of 512, for 64x64 images: instances without boxes. Random weights."""
 
-custom_imports = dict(imports=["pipeline.models.mmdet.seq2seg"], allow_failed_imports=False)
+_base_ = "./_segmentor.py"
 
 model = dict(
     type="QuerySegmentor",
-    data_preprocessor=dict(
-        type="DetDataPreprocessor",
-        mean=[0, 0, 0],  # black is nothing but its position, and so is padding
-        std=[255, 255, 255],
-        bgr_to_rgb=True,
-        pad_size_divisor=16,
-    ),
     network=dict(
         type="QuerySeq2Seg",
         num_classes=10,

@@ -1,16 +1,9 @@
 """Seq2Seg, 6 layers of 768, for 128x256 images: class maps from the sum of all hidden states. Random weights."""
 
-custom_imports = dict(imports=["pipeline.models.mmdet.seq2seg"], allow_failed_imports=False)
+_base_ = "./_segmentor.py"
 
 model = dict(
     type="SemanticSegmentor",
-    data_preprocessor=dict(
-        type="DetDataPreprocessor",
-        mean=[0, 0, 0],  # black is nothing but its position, and so is padding
-        std=[255, 255, 255],
-        bgr_to_rgb=True,
-        pad_size_divisor=16,
-    ),
     network=dict(
         type="Seq2Seg",
         num_classes=10,
