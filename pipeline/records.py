@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from pipeline.files import writing
 from pipeline.masks import FOREGROUND, crop_to_rle, polygons_to_rle, rle_to_crop
@@ -358,7 +359,6 @@ class Detections:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         sizes = (self.offset[1:] - self.offset[:-1])[rows]
         offset = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        gather = np.repeat(self.offset[:-1][rows] - offset[:-1], sizes) + np.arange(offset[-1])
         return Detections(
             self.image_id[rows],
             self.category_id[rows],
@@ -367,7 +367,7 @@ class Detections:
             self.mask_box[rows],
             self.shape[rows],
             offset,
-            self.pixels[gather],
+            _gather(self.pixels, self.offset[:-1][rows], offset),
             self.source[rows],
             list(self.sources),
             {k: v[rows] for k, v in self.extra.items()},
@@ -437,6 +437,15 @@ class Detections:
         if tables:
             return Detections.concatenate(tables)
         return Detections.empty(_metadata(_open(path), path)["sources"])
+
+
+@njit(cache=True)
+def _gather(pixels, start, offset):  # type: ignore[no-untyped-def]
+    """The runs of `pixels` that begin at `start`, one after the other; `offset` (N + 1,) says where each of them goes."""
+    out = np.empty(offset[-1], pixels.dtype)
+    for i in range(start.size):
+        out[offset[i] : offset[i + 1]] = pixels[start[i] : start[i] + offset[i + 1] - offset[i]]
+    return out
 
 
 def shrink(grid: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from pipeline.fusion.crops import Crops
 from pipeline.fusion.post import clean, drop_duplicates
 from pipeline.fusion.rescore import Features, Rescorer, features
 from pipeline.fusion.settings import Fusion, Voter, voters_of
-from pipeline.fusion.shape import shapes
+from pipeline.fusion.shape import certainty
 from pipeline.per_class import by_category, of_rows
 from pipeline.records import Detections, DetectionsWriter, read_images, read_sources
 
@@ -48,6 +48,7 @@ def vote(
     size: tuple[int, int],
     describe: bool = False,
     absent: np.ndarray | None = None,
+    crops: Crops | None = None,
 ) -> Ballot:
     """Fuse what the voters of one fold say of one image.
 
@@ -57,10 +58,11 @@ def vote(
         size: (height, width) of the image.
         describe: also compute the learned rescorer's features.
         absent: (V,) what each voter is taken to give to a mask it does not have, see `cluster`.
+        crops: of `detections`, where they are at hand.
     """
     index = {name: i for i, name in enumerate(voters)}
     source = np.array([index.get(name, -1) for name in detections.sources], np.int64)[detections.source]
-    crops = Crops.of(detections)
+    crops = Crops.of(detections) if crops is None else crops
     models = [Voter.parse(name).model for name in voters]
     weights = np.array([settings.weights.get(model, 1.0) for model in models])
     clusters = cluster(
@@ -83,11 +85,11 @@ def vote(
     member = np.where(clusters.share > 0, clusters.member, -1)  # of what was suppressed no mask remains
     weight = clusters.vote if settings.member_weight == "score" else weights[source]
     fused = average(crops, member, weight * clusters.share, count)
-    look = shapes(fused)
+    area, inside = certainty(fused)
     voting = clusters.member >= 0
     pairs = np.unique(clusters.member[voting] * len(voters) + source[voting])
     agreement = np.bincount(pairs // len(voters), minlength=count) / len(voters)
-    seen = look.area > 0
+    seen = area > 0
     table = Detections(
         image_id=detections.image_id[clusters.founder],
         category_id=clusters.category.astype(np.int32),
@@ -96,13 +98,13 @@ def vote(
         box=clusters.box.astype(np.float32),
         source=np.zeros(count, np.int16),
         sources=[Voter.parse(voters[0]).fold],
-        extra={"agreement": agreement.astype(np.float32), "inside": look.inside.astype(np.float32)},
+        extra={"agreement": agreement.astype(np.float32), "inside": inside.astype(np.float32)},
         **fused.columns(),
     )
     described = None
     if describe:
         described = features(clusters, detections.score, source, crops, fused, models, size).take(np.flatnonzero(seen))
-    return Ballot(table.take(seen), described)
+    return Ballot(table if seen.all() else table.take(seen), described)
 
 
 def rescored(ballot: Ballot, mode: str, rescorer: Rescorer | None) -> Detections:
@@ -131,7 +133,7 @@ def combine(folds: Sequence[Detections], settings: Fusion) -> Detections:
     )
     count = len(clusters)
     fused = average(crops, clusters.member, clusters.vote, count)
-    look = shapes(fused)
+    area, inside = certainty(fused)
     voting = clusters.member >= 0
     agreement = np.bincount(clusters.member[voting], found.extra["agreement"][voting], count) / len(folds)
     table = Detections(
@@ -141,10 +143,10 @@ def combine(folds: Sequence[Detections], settings: Fusion) -> Detections:
         box=clusters.box.astype(np.float32),
         source=np.zeros(count, np.int16),
         sources=[""],
-        extra={"agreement": agreement.astype(np.float32), "inside": look.inside.astype(np.float32)},
+        extra={"agreement": agreement.astype(np.float32), "inside": inside.astype(np.float32)},
         **fused.columns(),
     )
-    return table.take(look.area > 0)
+    return table if (area > 0).all() else table.take(area > 0)
 
 
 def finish(detections: Detections, settings: Fusion) -> Detections:

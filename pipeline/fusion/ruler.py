@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from pipeline.fusion.match import Overlaps, Truth
 from pipeline.records import Detections
@@ -34,9 +35,6 @@ class Ranked:
 
 Sheet = dict[tuple[int, float], Ranked]
 """By category and overlap, for every category that has truths."""
-
-CELLS = 20_000_000
-"""So many draws x detections are worked on at a time."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,7 @@ class Ruler:
         categories = list(dict.fromkeys(category for category, _ in sheet))
         out = np.zeros((len(categories), len(weights)))
         for (category, _), ranked in sheet.items():
-            step = max(CELLS // max(len(ranked.true), 1), 1)
-            parts = [_area(ranked, weights[k : k + step]) for k in range(0, len(weights), step)]
-            out[categories.index(category)] += np.concatenate(parts) / len(self.ious)
+            out[categories.index(category)] += _area(ranked, weights) / len(self.ious)
         return out
 
     def value(self, sheet: Sheet) -> float:
@@ -142,10 +138,27 @@ class Ruler:
 def _area(ranked: Ranked, weights: np.ndarray) -> np.ndarray:
     """(B,) the area under interpolated precision for each row of `weights` (B, I), as a fraction of the reachable one."""
     wanted = weights @ ranked.wanted
-    weight = weights[:, ranked.image]
-    hits = np.cumsum(weight * ranked.true, axis=1)
-    total = np.cumsum(weight, axis=1)
-    precision = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    area = (envelope * weight * ranked.true).sum(axis=1)
+    area = _areas(ranked.true, ranked.image, np.ascontiguousarray(weights, np.float64))
     return np.divide(area, wanted, out=np.full(len(weights), np.nan), where=wanted > 0)
+
+
+@njit(cache=True)
+def _areas(true, image, weights):  # type: ignore[no-untyped-def]
+    """(B,) the sum over true positives of weight x the greatest precision from there on."""
+    out = np.zeros(weights.shape[0])
+    precision, gained = np.empty(true.sum()), np.empty(true.sum())
+    for b in range(weights.shape[0]):
+        hits, total, count = 0.0, 0.0, 0
+        for i in range(true.size):
+            weight = weights[b, image[i]]
+            total += weight
+            if true[i] and weight > 0:
+                hits += weight
+                precision[count], gained[count] = hits / total, weight
+                count += 1
+        envelope, area = 0.0, 0.0
+        for k in range(count - 1, -1, -1):  # precision rises at true positives only
+            envelope = max(envelope, precision[k])
+            area += envelope * gained[k]
+        out[b] = area
+    return out

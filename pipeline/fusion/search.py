@@ -10,6 +10,12 @@ from pipeline.fusion.settings import Fusion, with_changes
 TRIALS = 30
 """So many settings are looked at: more chase the noise of a few images."""
 
+MOST = 200_000
+"""The trials look at images with so many detections; what they lead to is measured on all."""
+
+FINALISTS = 3
+"""So many of the trials, the best, are measured on all images."""
+
 CHOICES: dict[str, list[Any]] = {
     "overlap": ["box", "mask"],
     "iou": [0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7],
@@ -42,6 +48,7 @@ def search(ladder: Ladder, trials: int = TRIALS) -> None:
     if not choices:
         return
     now = {name: _nearest(getattr(present, name), values) for name, values in choices.items()}
+    some = ladder.study.some(MOST)
     known: dict[str, float] = {}
     found: dict[str, Fusion] = {}
 
@@ -49,7 +56,7 @@ def search(ladder: Ladder, trials: int = TRIALS) -> None:
         settings = with_changes(present, **{name: trial.suggest_categorical(name, v) for name, v in choices.items()})
         key = settings.model_dump_json()
         if key not in known:
-            known[key], found[key] = ladder.study.ruler.value(ladder.study.sheet(settings)), settings
+            known[key], found[key] = some.ruler.value(some.sheet(settings)), settings
         return known[key]
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -58,7 +65,8 @@ def search(ladder: Ladder, trials: int = TRIALS) -> None:
     for change in ({}, *FIRST):
         study.enqueue_trial({**now, **{name: value for name, value in change.items() if name in choices}})
     study.optimize(objective, n_trials=trials)
-    ladder.better([found[max(known, key=lambda key: known[key])]])
+    finalists = FINALISTS if some is not ladder.study else 1
+    ladder.better([found[key] for key in sorted(known, key=lambda key: -known[key])[:finalists]])
 
 
 def _nearest(value: Any, values: list[Any]) -> Any:

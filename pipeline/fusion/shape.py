@@ -45,6 +45,26 @@ def shapes(crops: Crops) -> Shapes:
     return Shapes(area, perimeter, hull, eccentricity, x, y, inside, unsure, bounds)
 
 
+def certainty(crops: Crops) -> tuple[np.ndarray, np.ndarray]:
+    """`area` and `inside` of `Shapes` alone, at a fraction of its cost; (N,) int64 and (N,) float64."""
+    return _certainty(crops.offset, crops.pixels, FOREGROUND)
+
+
+@njit(cache=True)
+def _certainty(offset, pixels, foreground):  # type: ignore[no-untyped-def]
+    area, inside = np.zeros(offset.size - 1, np.int64), np.zeros(offset.size - 1)
+    for i in range(area.size):
+        count, total = 0, 0
+        for p in range(offset[i], offset[i + 1]):
+            value = np.int64(pixels[p])
+            above = value >= foreground
+            count += above
+            total += value * above
+        area[i] = count
+        inside[i] = total / (255 * count) if count else 0.0
+    return area, inside
+
+
 @njit(cache=True)
 def _envelope(position, value, count, sign):  # type: ignore[no-untyped-def]
     """The integral of the convex (sign 1) or concave (sign -1) envelope of `count` points with ascending positions."""

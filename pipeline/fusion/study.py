@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
+from pipeline.fusion.crops import Crops
 from pipeline.fusion.fuse import Ballot, combine, finish, rescored, vote
 from pipeline.fusion.match import Overlaps, Truth
 from pipeline.fusion.rescore import Features, Rescorer, Table, cross_fit, group_of
 from pipeline.fusion.ruler import Ruler, Sheet
 from pipeline.fusion.settings import Fusion, Voter, voters_of, with_changes
 from pipeline.records import Detections
+
+POST = {"fill_holes", "largest_part", "min_area", "overlap_removal", "duplicates", "min_score", "tune", "nested"}
+"""Settings that say what becomes of masks that are fused and scored."""
+
+LATER = {"rescore", *POST}
+"""Settings that say what becomes of ballots."""
+
+KEPT = 3
+"""The ballots, and the lists, of so many settings are kept: a search looks at its best so far again."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,11 @@ class Case:
     voters: list[str]
     truth: Truth
 
+    @cached_property
+    def crops(self) -> Crops:
+        """The detections' masks: every setting looks at them again."""
+        return Crops.of(self.detections)
+
     @property
     def home(self) -> str:
         """The image's fold in the first division."""
@@ -33,7 +49,9 @@ class Case:
 
     def at_home(self) -> Case:
         """The case with the voters of one fold only."""
-        return replace(self, voters=[name for name in self.voters if Voter.parse(name).fold == self.home])
+        case = replace(self, voters=[name for name in self.voters if Voter.parse(name).fold == self.home])
+        case.__dict__["crops"] = self.crops  # the masks are the same
+        return case
 
 
 class Study:
@@ -53,7 +71,17 @@ class Study:
         self._rescorers = rescorers
         self._ballots: dict[str, list[dict[str, Ballot]]] = {}
         self._described: dict[str, bool] = {}
+        self._lists: dict[str, list[Detections]] = {}
         self._tables: dict[str, tuple[Table, Callable[[str], Rescorer]]] = {}
+
+    def some(self, most: int) -> Study:
+        """A study of cases, drawn by the ruler's seed, that hold `most` detections or little more; itself where all fit."""
+        sizes = np.array([len(case.detections) for case in self.cases])
+        if sizes.sum() <= most:
+            return self
+        order = np.random.default_rng(self.ruler.seed).permutation(len(sizes))
+        enough = int(np.searchsorted(np.cumsum(sizes[order]), most)) + 1
+        return Study([self.cases[i] for i in np.sort(order[:enough])], self.ruler, self._rescorers)
 
     def models(self) -> list[str]:
         return list(dict.fromkeys(Voter.parse(name).model for name in self.sources))
@@ -63,16 +91,48 @@ class Study:
 
     def fused(self, settings: Fusion) -> list[Detections]:
         """The fused detections of every case, exactly as `fuse_image` makes them."""
+        return [finish(found, settings) for found in self._combined(settings)]
+
+    def _combined(self, settings: Fusion) -> list[Detections]:
+        """Every case's masks before post-processing; kept for the settings asked for last."""
+        key = _key(settings, POST)
+        if key not in self._lists:
+            while len(self._lists) >= KEPT:
+                del self._lists[next(iter(self._lists))]
+            ballots = self.ballots(settings)
+            learned = self._learned_scores(settings) if settings.rescore == "learned" else None
+            out = []
+            for i, folds in enumerate(ballots):
+                lists = [
+                    rescored(ballot, settings.rescore, None)
+                    if learned is None
+                    else replace(ballot.detections, score=learned[i][fold])
+                    for fold, ballot in folds.items()
+                ]
+                out.append(combine(lists, settings) if len(lists) > 1 else lists[0] if lists else Detections.empty())
+            self._lists[key] = out
+        self._lists[key] = self._lists.pop(key)
+        return self._lists[key]
+
+    def _learned_scores(self, settings: Fusion) -> list[dict[str, np.ndarray]]:
+        """The learned probabilities of every case's ballots, by fold: each rescorer is asked once for all that it may see,
+        since one call costs about as much as a thousand masks."""
         ballots = self.ballots(settings)
-        learned = settings.rescore == "learned"
-        out = []
-        for case, folds in zip(self.cases, ballots, strict=True):
-            rescorer = self._rescorer(settings, case) if learned else None
-            lists = [rescored(ballot, settings.rescore, rescorer) for ballot in folds.values()]
-            if not lists:
-                out.append(Detections.empty())
+        groups: dict[str, list[int]] = {}
+        for i, case in enumerate(self.cases):
+            name = "" if self._rescorers is not None else group_of(case.home, case.image_id, self.homes)
+            groups.setdefault(name, []).append(i)
+        out: list[dict[str, np.ndarray]] = [{} for _ in self.cases]
+        for name, members in groups.items():
+            rescorer = self.rescorer(settings)(name) if self._rescorers is None else self._rescorers(settings)
+            own = [(i, fold, ballot.described) for i in members for fold, ballot in ballots[i].items()]
+            tables = [described for _, _, described in own if described is not None]
+            if not tables:
                 continue
-            out.append(finish(combine(lists, settings) if len(lists) > 1 else lists[0], settings))
+            scores = rescorer(Features.concatenate(tables))
+            ends = np.cumsum([len(table.values) for table in tables])[:-1]
+            for (i, fold, _), part in zip(own, np.split(scores, ends), strict=True):
+                out[i][fold] = part
         return out
 
     def sheet(self, settings: Fusion) -> Sheet:
@@ -80,12 +140,12 @@ class Study:
 
     def ballots(self, settings: Fusion) -> list[dict[str, Ballot]]:
         """Every case's ballots by fold; kept for the settings asked for last."""
-        key = _vote_key(settings)
+        key = _key(settings, LATER)
         described = settings.rescore == "learned"
         if key in self._ballots and described and not self._described[key]:
             del self._ballots[key]
         if key not in self._ballots:
-            while len(self._ballots) >= 3:
+            while len(self._ballots) >= KEPT:
                 oldest = next(iter(self._ballots))
                 del self._ballots[oldest]
                 self._tables.pop(oldest, None)
@@ -99,7 +159,10 @@ class Study:
         folds: dict[str, list[str]] = {}
         for name in voters_of(settings, case.voters):
             folds.setdefault(Voter.parse(name).fold, []).append(name)
-        return {fold: vote(case.detections, settings, names, case.size, describe) for fold, names in folds.items()}
+        return {
+            fold: vote(case.detections, settings, names, case.size, describe, crops=case.crops)
+            for fold, names in folds.items()
+        }
 
     def table(self, settings: Fusion) -> Table:
         """The learned rescorer's training table under these settings, whichever way they rescore."""
@@ -109,13 +172,8 @@ class Study:
         """By group (see `group_of`) the rescorer that saw none of its rows; for any other name the one that saw all."""
         return self._learned(settings)[1]
 
-    def _rescorer(self, settings: Fusion, case: Case) -> Rescorer:
-        if self._rescorers is not None:
-            return self._rescorers(settings)
-        return self.rescorer(settings)(group_of(case.home, case.image_id, self.homes))
-
     def _learned(self, settings: Fusion) -> tuple[Table, Callable[[str], Rescorer]]:
-        key = _vote_key(settings)
+        key = _key(settings, LATER)
         ballots = self.ballots(settings)
         if key not in self._tables:
             described, true, iou, group = [], [], [], []
@@ -140,17 +198,5 @@ class Study:
         return self._tables[key]
 
 
-def _vote_key(settings: Fusion) -> str:
-    """What decides the ballots: settings that differ only in rescoring and post-processing share them."""
-    later = {
-        "rescore",
-        "fill_holes",
-        "largest_part",
-        "min_area",
-        "overlap_removal",
-        "duplicates",
-        "min_score",
-        "tune",
-        "nested",
-    }
-    return settings.model_dump_json(exclude=later)
+def _key(settings: Fusion, without: set[str]) -> str:
+    return settings.model_dump_json(exclude=without)

@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from pipeline.fusion.crops import Crops
-from pipeline.fusion.shape import shapes
+from pipeline.fusion.shape import certainty, shapes
 from tests.fusion.cells import ellipse, table
 
 
@@ -16,7 +16,11 @@ def test_shapes_of_random_masks() -> None:
     rng = np.random.default_rng(0)
     frames = [ellipse(*rng.uniform(10, 100, 2), *rng.uniform(2, 20, 2)) for _ in range(12)]
     frames += [np.where(rng.random((120, 120)) < 0.01, 200, 0).astype(np.uint8) for _ in range(4)]
-    look = shapes(Crops.of(table(frames, [0.5] * len(frames))))
+    crops = Crops.of(table(frames, [0.5] * len(frames)))
+    look = shapes(crops)
+    area, inside = certainty(crops)
+    np.testing.assert_array_equal(area, look.area)
+    np.testing.assert_array_equal(inside, look.inside)
     for i, frame in enumerate(frames):
         mask = frame >= 128
         assert look.area[i] == mask.sum()

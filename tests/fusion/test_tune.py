@@ -180,6 +180,32 @@ def test_the_search_is_held_and_repeats_itself() -> None:
     assert (found[0].iou, found[0].one_per_source) == (0.45, True)
 
 
+def test_a_search_on_some_images_is_confirmed_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = cases({"a": 1.2, "b": 1.0})
+    study = Study(given, Ruler(12))
+    whole = sum(len(case.detections) for case in given)
+    assert study.some(whole) is study
+    some = study.some(whole // 2)
+    assert whole // 2 <= sum(len(case.detections) for case in some.cases) < whole
+    assert [case.image_id for case in some.cases] == [case.image_id for case in study.some(whole // 2).cases]
+    assert len(study.some(1).cases) == 1
+    monkeypatch.setattr("pipeline.fusion.search.MOST", whole // 2)
+    measured: list[int] = []
+    sheet = Study.sheet
+
+    def counted(self: Study, settings: Fusion) -> Any:
+        measured.append(len(self.cases))
+        return sheet(self, settings)
+
+    monkeypatch.setattr(Study, "sheet", counted)
+    found = tune(given, Fusion(), Ruler(12))
+    assert len(some.cases) in measured
+    assert measured.count(len(some.cases)) > measured.count(len(given)) / 3  # the trials are on some
+    last = [rung for rung in found.ladder if rung.adopted][-1]
+    monkeypatch.undo()
+    assert study.ruler.value(study.sheet(found.settings)) == pytest.approx(last.score)
+
+
 def test_a_model_with_other_views_may_join() -> None:
     """Two models that share no view: the second brings its own."""
     own = {"a": "identity", "b": "identity@2.0"}
