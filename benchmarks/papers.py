@@ -27,7 +27,7 @@ DATA = PROJECT / "docs" / "papers.jsonl"
 ENSEMBLE = "ensemble"
 
 MEASURES = (
-    "score", "AP", "AP50", "AP75", "APs", "APm", "APl", "true_positives_in_first_100", "miou", "pixel_accuracy", "pq",
+    "score", "AP", "AP50", "AP75", "APs", "APm", "APl", "true_positives_in_first_100", "best_iou", "miou", "pixel_accuracy", "pq",
     "class_accuracy", "dice",
 )  # fmt: skip
 """Columns of the table where `--measure` names none, those that a run has."""
