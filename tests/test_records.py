@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,10 @@ def test_take(seed: int, count: int, data: st.DataObject) -> None:
         assert taken.score[i] == table.score[row] and taken.extra["q"][i] == table.extra["q"][row]
     keep = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), bool)
     assert_same(table.take(keep), table.take(np.flatnonzero(keep)))
+    read = replace(table, pixels=np.frombuffer(table.pixels.tobytes(), np.uint8))  # as from a file, not to be written
+    spread = replace(table, pixels=np.repeat(table.pixels, 2)[::2])
+    for other in (read, spread):
+        assert_same(other.take(np.array(rows, np.int64)), taken)
 
 
 def test_top() -> None:

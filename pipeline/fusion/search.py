@@ -10,8 +10,8 @@ from pipeline.fusion.settings import Fusion, with_changes
 TRIALS = 30
 """So many settings are looked at: more chase the noise of a few images."""
 
-MOST = 200_000
-"""The trials look at images with so many detections; what they lead to is measured on all."""
+MOST, LEAST = 200_000, 60
+"""The trials look at images that hold so many votes, and at so many images at least; what they lead to is measured on all."""
 
 FINALISTS = 3
 """So many of the trials, the best, are measured on all images."""
@@ -48,7 +48,7 @@ def search(ladder: Ladder, trials: int = TRIALS) -> None:
     if not choices:
         return
     now = {name: _nearest(getattr(present, name), values) for name, values in choices.items()}
-    some = ladder.study.some(MOST)
+    some = ladder.study.some(present, MOST, LEAST)
     known: dict[str, float] = {}
     found: dict[str, Fusion] = {}
 

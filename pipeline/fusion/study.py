@@ -17,10 +17,10 @@ from pipeline.fusion.settings import Fusion, Voter, voters_of, with_changes
 from pipeline.records import Detections
 
 POST = {"fill_holes", "largest_part", "min_area", "overlap_removal", "duplicates", "min_score", "tune", "nested"}
-"""Settings that say what becomes of masks that are fused and scored."""
+"""Settings that change nothing before masks are fused and scored."""
 
 LATER = {"rescore", *POST}
-"""Settings that say what becomes of ballots."""
+"""Settings that change nothing before the ballots are made."""
 
 KEPT = 3
 """The ballots, and the lists, of so many settings are kept: a search looks at its best so far again."""
@@ -37,10 +37,17 @@ class Case:
     voters: list[str]
     truth: Truth
 
-    @cached_property
+    @property
     def crops(self) -> Crops:
-        """The detections' masks: every setting looks at them again."""
-        return Crops.of(self.detections)
+        """The detections' masks. Every setting looks at them again, so they are kept, but where that would mean a copy at
+        a pixel per cell of masks that are stored smaller."""
+        kept = self._shared
+        return Crops.of(self.detections) if kept is None else kept
+
+    @cached_property
+    def _shared(self) -> Crops | None:
+        found = Crops.of(self.detections)
+        return found if found.pixels is self.detections.pixels else None
 
     @property
     def home(self) -> str:
@@ -49,9 +56,7 @@ class Case:
 
     def at_home(self) -> Case:
         """The case with the voters of one fold only."""
-        case = replace(self, voters=[name for name in self.voters if Voter.parse(name).fold == self.home])
-        case.__dict__["crops"] = self.crops  # the masks are the same
-        return case
+        return replace(self, voters=[name for name in self.voters if Voter.parse(name).fold == self.home])
 
 
 class Study:
@@ -74,14 +79,17 @@ class Study:
         self._lists: dict[str, list[Detections]] = {}
         self._tables: dict[str, tuple[Table, Callable[[str], Rescorer]]] = {}
 
-    def some(self, most: int) -> Study:
-        """A study of cases, drawn by the ruler's seed, that hold `most` detections or little more; itself where all fit."""
-        sizes = np.array([len(case.detections) for case in self.cases])
-        if sizes.sum() <= most:
+    def some(self, settings: Fusion, most: int, least: int) -> Study:
+        """A study of cases, drawn by the ruler's seed, whose voters under `settings` have `most` detections together, but of
+        at least `least` cases; itself where all fit."""
+        sizes = np.array([_votes(case, settings) for case in self.cases])
+        if sizes.sum() <= most or len(sizes) <= least:
             return self
         order = np.random.default_rng(self.ruler.seed).permutation(len(sizes))
-        enough = int(np.searchsorted(np.cumsum(sizes[order]), most)) + 1
-        return Study([self.cases[i] for i in np.sort(order[:enough])], self.ruler, self._rescorers)
+        enough = max(int(np.searchsorted(np.cumsum(sizes[order]), most)), least)
+        part = Study([self.cases[i] for i in np.sort(order[:enough])], self.ruler, self._rescorers)
+        part.homes = self.homes  # groups are what they are among all cases
+        return part
 
     def models(self) -> list[str]:
         return list(dict.fromkeys(Voter.parse(name).model for name in self.sources))
@@ -90,7 +98,7 @@ class Study:
         return list(dict.fromkeys(Voter.parse(name).view for name in self.sources))
 
     def fused(self, settings: Fusion) -> list[Detections]:
-        """The fused detections of every case, exactly as `fuse_image` makes them."""
+        """The fused detections of every case, exactly as `fuse_image` makes them; none where nobody votes."""
         return [finish(found, settings) for found in self._combined(settings)]
 
     def _combined(self, settings: Fusion) -> list[Detections]:
@@ -112,11 +120,14 @@ class Study:
                 out.append(combine(lists, settings) if len(lists) > 1 else lists[0] if lists else Detections.empty())
             self._lists[key] = out
         self._lists[key] = self._lists.pop(key)
+        votes = _key(settings, LATER)
+        if votes in self._ballots:  # what is in use is not the oldest
+            self._ballots[votes] = self._ballots.pop(votes)
         return self._lists[key]
 
     def _learned_scores(self, settings: Fusion) -> list[dict[str, np.ndarray]]:
         """The learned probabilities of every case's ballots, by fold: each rescorer is asked once for all that it may see,
-        since one call costs about as much as a thousand masks."""
+        since a call for one image's masks is mostly overhead."""
         ballots = self.ballots(settings)
         groups: dict[str, list[int]] = {}
         for i, case in enumerate(self.cases):
@@ -125,13 +136,17 @@ class Study:
         out: list[dict[str, np.ndarray]] = [{} for _ in self.cases]
         for name, members in groups.items():
             rescorer = self.rescorer(settings)(name) if self._rescorers is None else self._rescorers(settings)
-            own = [(i, fold, ballot.described) for i in members for fold, ballot in ballots[i].items()]
-            tables = [described for _, _, described in own if described is not None]
-            if not tables:
+            own, tables = [], []
+            for i in members:
+                for fold, ballot in ballots[i].items():
+                    assert ballot.described is not None
+                    own.append((i, fold))
+                    tables.append(ballot.described)
+            if not own:
                 continue
             scores = rescorer(Features.concatenate(tables))
             ends = np.cumsum([len(table.values) for table in tables])[:-1]
-            for (i, fold, _), part in zip(own, np.split(scores, ends), strict=True):
+            for (i, fold), part in zip(own, np.split(scores, ends), strict=True):
                 out[i][fold] = part
         return out
 
@@ -144,6 +159,7 @@ class Study:
         described = settings.rescore == "learned"
         if key in self._ballots and described and not self._described[key]:
             del self._ballots[key]
+            self._lists.clear()  # some are views of them
         if key not in self._ballots:
             while len(self._ballots) >= KEPT:
                 oldest = next(iter(self._ballots))
@@ -196,6 +212,13 @@ class Study:
             )
             self._tables[key] = table, cross_fit(table)
         return self._tables[key]
+
+
+def _votes(case: Case, settings: Fusion) -> int:
+    """How many of a case's detections are of those who vote."""
+    names = set(voters_of(settings, case.voters))
+    found = case.detections
+    return int(np.isin(found.source, [i for i, name in enumerate(found.sources) if name in names]).sum())
 
 
 def _key(settings: Fusion, without: set[str]) -> str:

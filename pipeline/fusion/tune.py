@@ -75,11 +75,13 @@ def tune(
     """
     held = list(held)
     ladder = climb(cases, base, ruler, confirm, held)
-    fused = ladder.study.fused(ladder.settings)
+    fused, table = ladder.study.fused(ladder.settings), ladder.study.table(ladder.settings)
+    settings, rungs = ladder.settings, ladder.rungs
+    del ladder  # and with it what its studies keep
     worth = None
     if nested:
         worth = estimate(cases, ruler, lambda some: climb(some, base, ruler, confirm, held), fused)
-    return Tuned(ladder.settings, ladder.rungs, ladder.study.table(ladder.settings), fused, worth)
+    return Tuned(settings, rungs, table, fused, worth)
 
 
 def climb(
@@ -91,7 +93,8 @@ def climb(
     views = [v for v in study.views() if base.views is None or v in base.views]
     if not cases or not models:
         raise ValueError("there are no out-of-fold predictions to tune on")
-    home = Study([case.at_home() for case in cases], ruler)
+    repeated = any(len(case.voters) > len(case.at_home().voters) for case in cases)
+    home = Study([case.at_home() for case in cases], ruler) if repeated else study
     ladder = Ladder(home, confirm, {name: getattr(base, name) for name in held})
 
     def only(chosen: Iterable[str], **changes: Any) -> Fusion:
@@ -108,7 +111,7 @@ def climb(
     ladder.start("best single", alone.values())
     best = next(m for m in models if alone[m] == ladder.settings)
 
-    if any(len(case.voters) > len(case.at_home().voters) for case in cases):
+    if repeated:
         ladder.widen("+ folds", study)
     ladder.study = study
     subsets = [None, *_by_scale(views)] if len(views) > 1 else []

@@ -14,8 +14,8 @@ from pipeline.competitions import Competition
 from pipeline.experiment import Experiment, Layout, SubmissionSettings
 from pipeline.files import provenance, write_json
 from pipeline.folds import read_folds, used_folds
-from pipeline.fusion.match import Overlaps, truths
 from pipeline.metrics import coco_ap, coco_summary
+from pipeline.metrics.best_iou import best_iou
 from pipeline.records import Dataset, Detections, read_images
 from pipeline.submission import judged, submitted
 
@@ -31,7 +31,7 @@ def run(experiment: Experiment, layout: Layout) -> dict[str, Any]:
     what the competition's metric gives (``score``, ``classes``, …) with ``folds``: {fold: score}, and ``curves``:
     {class: {"recall": (101,), "precision": (101,)}} at IoU 0.5. Beside it, whatever the metric, stand COCO's ``AP``,
     ``AP50``, ``AP75`` and, of small, medium and large objects, ``APs``, ``APm`` and ``APl`` (null where there are none), and
-    ``best_iou``, the mean over all true objects of the best IoU that any mask of their category has with them. A
+    ``best_iou`` (see `metrics.best_iou`). A
     model stands there as it predicts, under its first view alone, each image by one training; all are cut to what would
     be submitted. Where that hangs on a least score, the ensemble has the one that `tune` chose, and each model the one that
     is best for itself (``min_score``).
@@ -107,7 +107,7 @@ def _standing(
     limit = competition.max_detections or max(len(kept), 1)
     return {
         **_by_size(truth, kept, limit),
-        "best_iou": _best_iou(truth, kept),
+        "best_iou": best_iou(truth, kept.take(kept.score >= (outcome.min_score or 0))),
         **result,  # a competition whose own metric has these numbers has the last word on them
         "folds": folds,
         "curves": _curves(truth, kept, limit),
@@ -117,19 +117,6 @@ def _standing(
 def _by_size(truth: Dataset, detections: Detections, limit: int) -> dict[str, float | None]:
     numbers = coco_summary.summarize(truth, detections, [limit]).numbers()
     return {name: None if value < 0 else value for name, value in numbers.items() if name.startswith("AP")}
-
-
-def _best_iou(truth: Dataset, detections: Detections) -> float:
-    """SegPC-2021's measure on any data, at the images' own size; 0 where there is no object."""
-    found = dict(detections.images())
-    best = []
-    for image_id, true in truths(truth, truth.image).items():
-        pairs = Overlaps.of(found.get(image_id, Detections.empty()), true)
-        each = np.zeros(len(true.category))
-        np.maximum.at(each, pairs.truth, pairs.iou)
-        best.append(each[~true.crowd])
-    every = np.concatenate(best) if best else np.zeros(0)
-    return float(every.mean()) if every.size else 0.0
 
 
 def _curves(truth: Dataset, detections: Detections, limit: int) -> dict[str, Any]:

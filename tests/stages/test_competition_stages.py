@@ -14,7 +14,6 @@ from pipeline.competitions.synthetic import COMPETITION, TRUTH
 from pipeline.experiment import Experiment, Layout
 from pipeline.folds import FoldsError, read_csv, read_folds
 from pipeline.masks import crop_to_rle, rle_to_crop
-from pipeline.metrics import segpc
 from pipeline.records import Dataset, Detections, Image, Instance
 from pipeline.stages import encode, prepare, score, split, validate
 from pipeline.submission import submitted
@@ -248,26 +247,6 @@ def test_score_by_size_looks_at_each_size_alone() -> None:
     assert by_size["APs"] == pytest.approx(1) and by_size["APl"] == 0
     assert by_size["APm"] == pytest.approx(51 / 101)  # precision 1 up to a recall of one half
     assert by_size["AP"] == pytest.approx(61 / 101)
-    assert score._best_iou(truth, found) == pytest.approx(3 / 5)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_best_iou_of_every_object_is_segpc_s_measure(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    size = segpc.FRAME
-    truth = Dataset([Image(1, "1.png", *size), Image(2, "2.png", *size)], {1: "cell"}, [])
-    assert score._best_iou(truth, Detections.empty()) == 0
-    place = rng.integers(0, 40, (12, 2))
-    boxes = np.concatenate([place, place + rng.integers(5, 30, (12, 2))], axis=1).astype(np.int32)
-    grids = [np.where(rng.random((y1 - y0, x1 - x0)) < 0.8, 255, 0).astype(np.uint8) for x0, y0, x1, y1 in boxes]
-    true = [
-        Instance(k + 1, 1, 1, crop_to_rle(grid, box, size), tuple(map(float, box)), float((grid > 0).sum()))
-        for k, (grid, box) in enumerate(zip(grids[:5], boxes[:5], strict=True))
-    ]
-    truth = Dataset(truth.images, truth.categories, true)
-    found = Detections.build(1, np.ones(7, np.int64), rng.random(7), boxes[5:], boxes[5:], grids[5:], "m")
-    records = found.to_coco({1: size})
-    assert score._best_iou(truth, found) == pytest.approx(segpc.best_overlaps(truth, records, 1).score)
 
 
 def test_only_the_folds_that_were_trained_are_scored(layout: Layout) -> None:

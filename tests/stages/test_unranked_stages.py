@@ -10,8 +10,9 @@ import pytest
 
 from pipeline import competitions
 from pipeline.experiment import Experiment, Layout
-from pipeline.folds import Row, write_csv
+from pipeline.folds import Row, read_folds, write_csv
 from pipeline.fusion.settings import Fusion, read_settings, write_settings
+from pipeline.metrics.best_iou import best_iou
 from pipeline.records import Dataset, Detections, Image
 from pipeline.stages import encode, fuse, score, tune, validate
 from pipeline.submission import judged
@@ -82,6 +83,12 @@ def test_scores_are_of_what_would_be_submitted(run: tuple[Experiment, Layout]) -
     assert "min_score" not in scores["ensemble"]  # it has the one that tune chose
     for model in scores["models"].values():
         assert 0 < model["min_score"] < 1 and 0.05 < model["score"] <= scores["ensemble"]["score"] + 0.05
+    dataset = Dataset.read(layout.train_json)
+    for name, model in scores["models"].items():
+        fold_of = {image_id: folds[0] for image_id, folds in read_folds(layout.folds, dataset).items()}
+        alone = score._alone(experiment, layout, name, fold_of)
+        kept = alone.take(alone.score >= model["min_score"])
+        assert len(kept) < len(alone) and model["best_iou"] == pytest.approx(best_iou(dataset, kept))
     assert set(scores["ensemble"]["folds"]) == {"0", "1"} and scores["ensemble"]["classes"].keys() == {"cell"}
 
 
