@@ -1,13 +1,15 @@
 """The papers' comparisons at our scale: one row for each model of a finished run, and the table of these rows.
 
     bash run_all.sh papers/solo-drawn
+    python -m benchmarks.papers show papers/solo-drawn
     python -m benchmarks.papers add papers/solo-drawn --note "two cores"
-    python -m benchmarks.papers table solo-drawn
+    python -m benchmarks.papers table papers/solo-drawn
 
-`add` appends to docs/papers.jsonl what scores.json and the trainings' provenance.json say of every single model, out of fold,
-and of their ensemble; a row that stands there already is not added twice. `table` prints Markdown. Models that are called the
-same but for a number at the end (``attention-0``, ``attention-1``) are one model under several seeds: a line has their mean
-and, in brackets, the least and the greatest value.
+`show` prints the table of the run that is at hand, and keeps nothing. `add` appends to docs/papers.jsonl, or another `--file`,
+what scores.json and the trainings' provenance.json say of every single model, out of fold, and of their ensemble; a row that is
+there already is not added twice. `table` prints what was added. Both print Markdown. Models that are called the same but for a
+number at the end (``attention-0``, ``attention-1``) are one model under several seeds: a line has their mean and, in brackets,
+the least and the greatest value.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,19 @@ MEASURES = (
 """Columns of the table where `--measure` names none, those that a run has."""
 
 
-def rows_of(experiment: Experiment, layout: Layout, note: str = "") -> list[dict[str, Any]]:
+def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str = "") -> list[dict[str, Any]]:
     """A row for each model of a run and, of several, one for their ensemble.
+
+    Args:
+        called: the experiment as the user calls it, for the message.
 
     Raises:
         ExperimentError: the run has no scores yet.
     """
     if not layout.scores.exists():
-        raise ExperimentError(f"there is no {layout.scores}; make it with: bash run_all.sh {experiment.name}")
+        elsewhere = "" if layout.root == PROJECT else f" --root {layout.root}"
+        command = f"bash run_all.sh {called or experiment.name}{elsewhere}"
+        raise ExperimentError(f"there is no {layout.scores}; make it with: {command}")
     scores = json.loads(layout.scores.read_text())
     common = {
         "experiment": experiment.name,
@@ -107,19 +114,24 @@ def read(path: Path = DATA) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def table(rows: Iterable[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
+def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
     """Markdown: a line for each model, the seeds of one together; of a model that was added twice, the later row.
 
     Raises:
-        ExperimentError: nothing was added of the experiment.
+        ExperimentError: there is nothing of the experiment, or of a measure.
     """
     latest = {row["model"]: row for row in rows if row["experiment"] == experiment}
     if not latest:
-        raise ExperimentError(f"no row of {experiment!r}; add some with: python -m benchmarks.papers add {experiment}")
+        kept = ", ".join(sorted({row["experiment"] for row in rows})) or "none"
+        raise ExperimentError(f"no row of {experiment!r} was added; there are rows of: {kept}")
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for name, row in latest.items():
         groups.setdefault(re.sub(r"-\d+$", "", name), []).append(row)
     shown = [m for m in measures if any(m in row["measures"] for row in latest.values())]
+    absent = [m for m in measures if m not in shown and m not in MEASURES]
+    if absent:
+        known = sorted({m for row in latest.values() for m in row["measures"]})
+        raise ExperimentError(f"no row has {', '.join(absent)}; there are {', '.join(known)}")
     lines = [
         "| model | trainings | iterations | minutes | " + " | ".join(m.replace("_", " ") for m in shown) + " |",
         "|---" * (4 + len(shown)) + "|",
@@ -147,22 +159,27 @@ def _cell(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("action", choices=("add", "table"))
-    parser.add_argument("experiment", help="papers/solo-drawn, say; for `table` the run's name")
+    parser.add_argument("action", choices=("show", "add", "table"))
+    parser.add_argument("experiment", help="papers/solo-drawn, say")
     parser.add_argument("--root", type=Path, default=PROJECT, help="holds artifacts/ (default: the project's folder)")
+    parser.add_argument("--file", type=Path, default=DATA, help=f"where rows are kept (default: {DATA})")
     parser.add_argument("--model", action="append", help="only this model (may be repeated), as it was run")
     parser.add_argument("--note", default="", help="where it ran, what differs")
     parser.add_argument("--measure", action="append", help="a column of the table (may be repeated)")
     options = parser.parse_args()
+    name = Path(options.experiment).stem
     try:
         if options.action == "table":
-            print(table(read(), Path(options.experiment).stem, options.measure or MEASURES))
+            print(table(read(options.file), name, options.measure or MEASURES))
             return
-        name = Path(options.experiment).stem
-        kept = Layout(name, options.root).artifacts / "experiment.yaml"  # with what --set changed
+        layout = Layout(name, options.root.absolute())
+        kept = layout.artifacts / "experiment.yaml"  # with what --set changed
         experiment = load(str(kept) if kept.exists() else options.experiment).only(options.model, None)
-        count = add(rows_of(experiment, Layout(name, options.root), options.note))
-        print(f"{count} rows added to {DATA}")
+        rows = rows_of(experiment, layout, options.note, options.experiment)
+        if options.action == "show":
+            print(table(rows, name, options.measure or MEASURES))
+            return
+        print(f"{add(rows, options.file)} rows added to {options.file}")
     except ExperimentError as error:
         parser.exit(1, f"{error}\n")
 

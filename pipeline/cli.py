@@ -194,6 +194,14 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, Layout]:
     if options.data:
         overrides["data.path"] = [str(Path(options.data).expanduser().absolute())]
     experiment = load(options.experiment, overrides).only(options.model, options.fold)
+    for key in overrides:
+        group, _, name = key.partition(".")
+        for model, settings in experiment.models.items():
+            own = {"train": settings.train, "predict": settings.predict}.get(group, {})
+            if name in own and own[name] != overrides[key]:
+                log.warning(
+                    "%s keeps its own %s, %s: change it with --set models.%s.%s=…", model, key, own[name], model, key
+                )
     root = Path(options.root).expanduser().absolute() if options.root else PROJECT
     return experiment, Layout(experiment.name, root)
 
@@ -445,7 +453,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _models_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="*", metavar="NAME", help="only these, as they are listed; without: all")
+    parser.add_argument("name", nargs="*", metavar="NAME", help="a model's name, or a part of names; without: all")
     parser.add_argument(
         "--parameters",
         action="store_true",
@@ -457,10 +465,14 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
     from pipeline.backends import catalog
 
     listed = catalog.entries()
-    for name in options.name:
-        catalog.locate(name)
     if options.name:
-        listed = [entry for entry in listed if entry.name in options.name]
+        asked: list[catalog.Entry] = []
+        for name in options.name:
+            found = [e for e in listed if e.name == name] or [e for e in listed if name in e.name]
+            if not found:
+                catalog.locate(name)  # raises, and names the nearest
+            asked += [entry for entry in found if entry not in asked]
+        listed = asked
     reach = catalog.reach(sorted({source for entry in listed for source in entry.weights}))
     for entry in listed:
         usable = "" if catalog.installed(entry.framework) else "  (not installed)"

@@ -92,8 +92,7 @@ def run(
     for line in left_out:
         log.info("%s", line)
     competitions.get(experiment.competition, experiment.submission.counted)
-    for model in experiment.models.values():
-        catalog.fingerprint(model.config)
+    catalog.check(experiment)
     if not all(path.exists() for path in (layout.train_json, layout.test_json, layout.integrity)):
         experiment.data_path()  # raises where there are no data to make them from
     if not experiment.validation_folds() and until not in ("prepare", "split", "train", "predict"):

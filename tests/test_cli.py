@@ -314,7 +314,11 @@ def test_models_counts_parameters_as_published(
     said = capsys.readouterr().out
     # MMDetection's own table: 44.4 M for Mask R-CNN R50-FPN with COCO's classes
     assert "44.4 million parameters" in said and said.count("origin:") == 1
-    assert cli.main(["models", "mmdet/mask-rcnn_r5"]) == 1
+    assert cli.main(["models", "mmdet/mask-rcn_r50"]) == 1
+    assert "did you mean mmdet/mask-rcnn_r50" in capsys.readouterr().err
+    assert cli.main(["models", "solo"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert "mmdet/solo-attention_r50" in listed and "mmdet/mask-rcnn_r50" not in listed
 
 
 @pytest.fixture

@@ -442,6 +442,21 @@ def test_a_missing_config_is_told_in_one_line(project: ToyProject) -> None:
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_a_config_of_another_framework_is_told_before_anything_runs(project: ToyProject) -> None:
+    path = project.folder / "configs" / "models" / "other.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("MODEL: {}\n")
+    done = project.call("run", "toy", "--dry-run", "--set", f"models.a.config={path}")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "models.a: " in done.stderr and "write framework: detectron2" in done.stderr
+
+
+def test_a_setting_that_a_model_has_of_its_own_is_told(project: ToyProject) -> None:
+    words = ["--set", "models.a.train.iterations=7", "--set", "train.iterations=5"]
+    done = project.call("run", "toy", "--dry-run", *words)
+    assert "a keeps its own train.iterations, 7" in done.stderr and "b keeps" not in done.stderr
+
+
 def test_a_failing_stage_names_its_log_and_the_others_go_on(project: ToyProject) -> None:
     for path in project.layout.artifacts.rglob("*.pth"):
         path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -119,5 +120,5 @@ def get(framework: str) -> Backend:
 
 def how_to_install(framework: str) -> str:
     if framework == "detectron2":
-        return "add it with: .venv/bin/python -m pip install --no-build-isolation -r requirements-detectron2.txt"
+        return f"add it with: {sys.executable} -m pip install --no-build-isolation -r requirements-detectron2.txt"
     return "make the environment with: bash pipeline/environment.sh"

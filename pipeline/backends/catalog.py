@@ -106,6 +106,39 @@ def usable(experiment: Experiment) -> tuple[Experiment, list[str]]:
     return (experiment.only(left, None) if missing else experiment), lines
 
 
+SUFFIXES = {".py": "mmdet", ".yaml": "detectron2", ".yml": "detectron2"}
+"""Whose configs end so."""
+
+
+def check(experiment: Experiment) -> None:
+    """See that every model's config is there, can be read, and is its framework's.
+
+    Raises:
+        ExperimentError: the message names the model.
+    """
+    for name, model in experiment.models.items():
+        try:
+            fingerprint(model.config)
+        except ExperimentError as error:
+            raise ExperimentError(f"models.{name}.config: {error}") from error
+        other = SUFFIXES.get(locate(model.config).suffix, model.framework)
+        if other != model.framework:
+            raise ExperimentError(
+                f"models.{name}: {model.config} is a config of {other}, and its framework is {model.framework}; "
+                f"write framework: {other}"
+            )
+
+
+def first_weights(model: ModelSettings) -> str:
+    """What a training begins from, in words."""
+    named = _weights(locate(model.config))
+    if model.weights == "config":
+        return f"from {', '.join(named)}" if named else "from random weights: its config names none to load"
+    if model.weights is not None:
+        return f"from {model.weights}"
+    return "from random weights" + ("; `weights: config` would begin with those its config names" if named else "")
+
+
 # ---------------------------------------------------------------- what a change is ------------------------------------
 
 
@@ -129,7 +162,7 @@ def locate(config: str) -> Path:
         return listed[config]
     near = difflib.get_close_matches(config, [*listed, *(str(p.relative_to(PROJECT)) for p in listed.values())], n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ExperimentError(f"there is no model config {path}{hint}; `python -m pipeline models` lists those there are")
+    raise ExperimentError(f"there is no model config {config}{hint}; `python -m pipeline models` lists those there are")
 
 
 def fingerprint(config: str) -> str:

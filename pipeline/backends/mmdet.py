@@ -94,14 +94,23 @@ def _forget_pretrained(node: Any, keep_timm: bool = False) -> None:
 
 
 def build(model: ModelSettings, classes: int) -> nn.Module:
-    """The network as the config describes it, on the CPU, with its first weights (see `ModelSettings.weights`)."""
+    """The network as the config describes it, on the CPU, with its first weights (see `ModelSettings.weights`).
+
+    Raises:
+        ExperimentError: the config is none, its network finds boxes only, or its options do not fit it.
+    """
     config = read_config(model, classes)
     source = config.get("load_from") if model.weights == "config" else model.weights
     if source or model.weights != "config":  # whole weights make the backbone's own superfluous
         # a config's own weights come from the framework, so they have none for a network of timm in the backbone's place
         _forget_pretrained(config.model, keep_timm=model.weights == "config")
     MMLogger.get_current_instance().setLevel("ERROR")  # it lists every parameter's first value otherwise
-    network: nn.Module = MODELS.build(config.model)
+    try:
+        network: nn.Module = MODELS.build(config.model)
+    except (TypeError, KeyError) as error:
+        if not model.options:
+            raise
+        raise ExperimentError(f"{model.config} with the options {model.options} builds no network: {error}") from error
     if not any(hasattr(module, "loss_mask") for module in network.modules()):  # what finds masks has learnt them
         raise ExperimentError(f"{model.config}: {type(network).__name__} finds boxes only, and masks are wanted")
     preprocessor: Any = network.data_preprocessor

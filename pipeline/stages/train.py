@@ -7,6 +7,7 @@ import logging
 import time
 
 from pipeline import backends
+from pipeline.backends import catalog
 from pipeline.experiment import ALL, Experiment, Layout
 from pipeline.files import provenance, write_json, writing
 from pipeline.folds import read_folds
@@ -49,7 +50,10 @@ def run(experiment: Experiment, layout: Layout, model: str, fold: str, version: 
     )
     began = time.perf_counter()
     with exclusive(folder / "lock", f"training of {model} on fold {fold}"):
-        log.info("%s: %d images, %d instances", job.title, len(images.images), len(images.instances))
+        log.info(
+            "%s: %d images, %d instances, %s",
+            job.title, len(images.images), len(images.instances), catalog.first_weights(settings),
+        )  # fmt: skip
         state = backend.train(job)
         _save(layout, model, fold, state)
     write_json(

@@ -73,7 +73,31 @@ def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     experiment, layout = run_of(tmp_path, {"plain": 0.2})
     layout.scores.unlink()
-    with pytest.raises(ExperimentError, match="bash run_all.sh try"):
-        papers.rows_of(experiment, layout)
-    with pytest.raises(ExperimentError, match="no row of 'other'"):
+    with pytest.raises(ExperimentError, match=f"bash run_all.sh papers/try --root {tmp_path}"):
+        papers.rows_of(experiment, layout, called="papers/try")
+    with pytest.raises(ExperimentError, match="no row of 'other' .* rows of: none"):
         papers.table([], "other")
+    rows = papers.rows_of(*run_of(tmp_path, {"plain": 0.2}))
+    with pytest.raises(ExperimentError, match="no row of 'other' .* rows of: try"):
+        papers.table(rows, "other")
+    with pytest.raises(ExperimentError, match="no row has APx; there are score"):
+        papers.table(rows, "try", ["score", "APx"])
+
+
+def test_the_table_of_a_run_is_shown_and_kept_nowhere_or_where_one_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, layout = run_of(tmp_path, {"plain": 0.25})
+    layout.artifacts.mkdir(parents=True, exist_ok=True)
+    (layout.artifacts / "experiment.yaml").write_text(experiment.model_dump_json())
+    before, own = papers.DATA.read_bytes(), tmp_path / "own.jsonl"
+
+    def call(action: str, *words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["papers", action, "papers/try", "--root", str(tmp_path), *words])
+        papers.main()
+        return capsys.readouterr().out
+
+    assert "| plain | 1 | 70 | 1.5 | 0.250 |" in call("show")
+    assert "1 rows added" in call("add", "--file", str(own))
+    assert "| plain | 1 | 70 | 1.5 | 0.250 |" in call("table", "--file", str(own))
+    assert papers.DATA.read_bytes() == before
