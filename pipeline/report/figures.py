@@ -59,9 +59,8 @@ def lines(
             _plain_log(axes.yaxis)
         if unit_square:
             reached = max([float(curve.x.max()) for curve in curves], default=1.0)
-            axes.set_xlim(
-                0, 1 if reached > 0.5 or not reached else 1.05 * reached
-            )  # a metric may look at few detections only
+            # a metric may look at few detections only, and a model may find nothing
+            axes.set_xlim(0, 1.05 * reached if 0 < reached <= 0.5 else 1)
             axes.set_ylim(0, 1.02)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
