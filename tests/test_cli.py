@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.backends import catalog
-from pipeline.experiment import PROJECT, ExperimentError, Layout, load
+from pipeline.experiment import PROJECT, ExperimentError, Layout, ModelSettings, load
 from pipeline.stages import STAGES
 
 TOY_MASK = {"size": [4, 5], "counts": "523OO22"}
@@ -380,6 +380,20 @@ def test_a_yaml_config_counts_by_what_it_holds(configs: Path) -> None:
     assert catalog.fingerprint(str(path)) == before
     (configs / "detectron2" / "common.yaml").write_text("MODEL: {WEIGHTS: ''}\n")
     assert catalog.fingerprint(str(path)) != before
+
+
+def test_a_training_says_what_it_begins_from(configs: Path) -> None:
+    def said(name: str, framework: str, weights: str | None) -> str:
+        settings = {"framework": framework, "config": str(configs / name), "weights": weights}
+        return catalog.first_weights(ModelSettings.model_validate(settings))
+
+    assert said("mmdet/child.py", "mmdet", "config") == "from https://example.invalid/w.pth"
+    assert said("mmdet/child.py", "mmdet", "mine.pth") == "from mine.pth"
+    assert "random" in said("mmdet/child.py", "mmdet", None) and "weights: config" in said(
+        "mmdet/child.py", "mmdet", None
+    )
+    assert said("detectron2/cfg.yaml", "detectron2", None) == "from random weights"
+    assert "names none" in said("detectron2/cfg.yaml", "detectron2", "config")
 
 
 def test_configs_that_are_none(configs: Path) -> None:

@@ -189,6 +189,16 @@ def test_wrong_files_are_named(framework: str, trained: dict, tmp_path: Path) ->
         backend.train(TrainJob(missing, TrainSettings(iterations=1), data, tmp_path, "m/0", 0))
 
 
+@pytest.mark.parametrize("key", ["model.roi_head.num_stage", "model.backbone.detph"])
+def test_options_that_fit_no_network_are_told(key: str) -> None:
+    needs("mmdet")
+    from pipeline.backends import mmdet
+
+    wrong = ModelSettings(framework="mmdet", config="mmdet/queryinst_r50_cpu", options={key: 3})
+    with pytest.raises(ExperimentError, match=rf"queryinst_r50_cpu with the options .*{key}.* builds no network"):
+        mmdet.build(wrong, 4)
+
+
 @pytest.mark.parametrize("framework", list(SLIM))
 def test_pretrained_weights_cannot_run_code(framework: str, tmp_path: Path) -> None:
     needs(framework)
