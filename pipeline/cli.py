@@ -485,6 +485,19 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _settings_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "part", nargs="?", metavar="PART", help="a group, e.g. train, or a part of a setting's name; without: all"
+    )
+
+
+def _settings(options: argparse.Namespace, _: list[str]) -> int:
+    from pipeline import settings
+
+    print(settings.reference(options.part), end="")
+    return 0
+
+
 def _datasets_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", nargs="?", type=Path, help="a competition's files, an archive or folder; without: list all"
@@ -533,5 +546,6 @@ COMMANDS = {
         "list the competitions and where to get their data, or examine files", _datasets_options, _datasets
     ),
     "models": Command("list the model configs", _models_options, _models),
+    "settings": Command("list what an experiment can set, with defaults and meanings", _settings_options, _settings),
     "doctor": Command("say what this machine has and what is missing", _no_options, _doctor),
 }

@@ -26,18 +26,16 @@ class ExperimentError(ValueError):
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class DataSettings(Settings):
-    """Where the competition's files are.
-
-    `path` may be a list: the first that exists is used. Relative paths start at the project's folder. `options` go to the
-    competition's reader (the drawn competition takes its size and seed from there).
-    """
+    """Where the competition's files are."""
 
     path: list[str] = []
+    """One path or a list, of which the first that exists is used. Relative ones start at the project's folder."""
     options: dict[str, Any] = {}
+    """For the competition's reader: see its module in pipeline/competitions."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -46,13 +44,15 @@ class DataSettings(Settings):
 
 
 class FoldSettings(Settings):
-    """How the training images are divided. `use` trains only some of the folds (all by default)."""
+    """How the training images are divided."""
 
     count: int = Field(5, ge=2)
+    """Parts, each of which is held out once."""
     repeats: int = Field(1, ge=1)
     """So many divisions, each into `count` folds, numbered on: every image then has as many models that never saw it, and
     what more models gain is measured out of fold."""
     use: list[int] | None = None
+    """The folds to train, from 0; null for all."""
     final: bool = False
     """Also train every model on all images, for the test images only."""
 
@@ -65,25 +65,38 @@ class Augmentation(Settings):
     """One albumentations transform by its class name, e.g. ``{name: HEStain, p: 0.5, args: {...}}``."""
 
     name: str
+    """Of the class in albumentations."""
     p: float = Field(0.5, ge=0, le=1)
+    """How often it is applied, of 1."""
     args: dict[str, Any] = {}
+    """The class's own arguments."""
 
 
 class TrainSettings(Settings):
     """One training. Lengths are in iterations, sizes in pixels of the network's input."""
 
     iterations: int = Field(1000, ge=1)
+    """Steps of the optimiser."""
     batch: int = Field(2, ge=1)
+    """Crops a step."""
     crop: int = Field(256, ge=32)
+    """Side of what the network is shown in training."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Images are resized by a factor drawn from this range (log-uniformly) before the crop is cut."""
     augment: list[Augmentation] = []
+    """Applied to the crops in this order, by both frameworks."""
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
+    """SGD has a momentum of 0.9."""
     learning_rate: float = Field(1e-3, gt=0)
+    """The highest, after the warm-up."""
     weight_decay: float = Field(0.05, ge=0)
+    """AdamW's is decoupled, so that with 0 it is Adam."""
     warmup: int = Field(50, ge=0)
+    """Iterations in which the rate rises."""
     schedule: Literal["cosine", "multistep"] = "cosine"
+    """How the rate falls after that."""
     milestones: list[int] = []
+    """Of multistep: the iterations at which the rate falls to a tenth."""
     clip: float | None = 10.0
     """Largest gradient norm."""
     ema: float | None = Field(None, gt=0, lt=1)
@@ -91,8 +104,11 @@ class TrainSettings(Settings):
     amp: bool = True
     """Mixed precision, on a GPU only."""
     checkpoint_every: int = Field(200, ge=1)
+    """Iterations between checkpoints: as much is lost at most when a run is killed."""
     log_every: int = Field(20, ge=1)
+    """Iterations between lines of the log."""
     workers: int = Field(0, ge=0)
+    """Processes that prepare crops; 0 prepares them between the steps."""
 
     @model_validator(mode="after")
     def _steps_are_given(self) -> TrainSettings:
@@ -119,7 +135,9 @@ class TileSettings(Settings):
     """
 
     size: int = Field(ge=64)
+    """Side of a window."""
     overlap: int = Field(128, ge=8)
+    """Of neighbouring windows."""
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> TileSettings:
@@ -129,12 +147,14 @@ class TileSettings(Settings):
 
 
 class PredictSettings(Settings):
-    """Inference. A view is a turn and a scale, e.g. ``hflip@2.0``: see pipeline/views.py."""
+    """Inference."""
 
     views: list[str] = Field(["identity"], min_length=1)
+    """Turns and scales under which an image is shown, e.g. ``hflip@2.0``: see pipeline/views.py."""
     oof_views: list[str] | None = None
     """Views for the out-of-fold images where they should be fewer than for the test images."""
     score_threshold: float = Field(0.05, ge=0, lt=1)
+    """What a network scores below this is not kept."""
     max_detections: int = Field(1000, ge=1)
     """What a network may find in one image or, where there are tiles, in one tile."""
     tile: TileSettings | None = None
@@ -155,7 +175,7 @@ class PredictSettings(Settings):
 class FusionSettings(Settings):
     """How the voters' detections become one list.
 
-    `tune` replaces the defaults by what out-of-fold data supports; what an experiment names itself stays as it is.
+    ``tune`` replaces the defaults by what out-of-fold data supports; what an experiment names itself stays as it is.
     """
 
     method: Literal["wbf", "nmw", "nms", "soft-nms-linear", "soft-nms-gaussian", "concatenate"] = "wbf"
@@ -183,7 +203,9 @@ class FusionSettings(Settings):
     rescore: Literal["none", "mask", "learned"] = "mask"
     """none: the cluster's score. mask: times the mean probability inside the mask. learned: see fusion/rescore.py."""
     fill_holes: bool = True
+    """Of a fused mask."""
     largest_part: bool = False
+    """Keep the largest connected part of a fused mask alone."""
     min_area: per_class.Area = 0
     """Masks of fewer pixels are dropped. One number, or one for each category."""
     overlap_removal: Literal["none", "score", "probability"] = "none"
@@ -191,12 +213,15 @@ class FusionSettings(Settings):
     duplicates: float | None = Field(None, gt=0, le=1)
     """Drop a fused mask that shares at least this fraction of the smaller one with a better-ranked one; null to keep all."""
     tune: bool = True
+    """Choose what the experiment does not name on out-of-fold predictions."""
     nested: bool = True
     """Also estimate what tuned settings are worth on images that they were not chosen on; takes as long as tuning itself
     two or three times more."""
 
 
 class SubmissionSettings(Settings):
+    """What of the fused detections is handed in."""
+
     max_per_image: int = Field(300, ge=1)
     """Best-ranked masks kept per image."""
     min_score: float | None = Field(None, ge=0, le=1)
@@ -210,7 +235,9 @@ class ModelSettings(Settings):
     """One model: its framework, its config file, and what it does differently from the experiment's `train`."""
 
     framework: Literal["mmdet", "detectron2"]
+    """Whose model it is."""
     config: str
+    """A file, or a name that ``python -m pipeline models`` lists."""
     options: dict[str, Any] = {}
     """Overrides in the framework's own config language, dotted keys."""
     weights: str | None = None
@@ -220,7 +247,9 @@ class ModelSettings(Settings):
     seed: int = 0
     """Added to the experiment's: the same model under two names and two seeds shows how far luck alone carries."""
     train: dict[str, Any] = {}
+    """What differs from the experiment's ``train``, the same keys."""
     predict: dict[str, Any] = {}
+    """What differs from the experiment's ``predict``, the same keys."""
 
 
 class Experiment(Settings):
@@ -228,11 +257,15 @@ class Experiment(Settings):
 
     name: str
     description: str = ""
+    """For people; the report shows it."""
     competition: str
+    """A name that ``python -m pipeline datasets`` lists."""
     data: DataSettings = DataSettings()
     seed: int = 0
+    """Of the folds, of every training (its first weights and its samples), of `tune`, and of data that the project draws."""
     folds: FoldSettings = FoldSettings()
     models: dict[str, ModelSettings] = Field(min_length=1)
+    """By names of your own; see the group below."""
     train: TrainSettings = TrainSettings()
     predict: PredictSettings = PredictSettings()
     fusion: FusionSettings = FusionSettings()

@@ -68,7 +68,7 @@ def test_a_gpu_is_hidden_from_models_whose_operators_are_for_the_cpu(
 def test_help_lists_every_command_at_once() -> None:
     done = call("--help")
     assert done.returncode == 0 and not done.stderr
-    commands = ["run", *STAGES, "datasets", "models", "doctor"]
+    commands = ["run", *STAGES, "datasets", "models", "settings", "doctor"]
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == commands
 
 

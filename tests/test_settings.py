@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import settings
+from pipeline.experiment import PROJECT, Experiment, ExperimentError
+
+
+def written(text: str) -> dict[str, str]:
+    """Setting and default of every row of the reference."""
+    return dict(re.findall(r"^\| `(\S+)` \|.*? \| (?:`(.*?)`|\*\*.*?) \| ", text, re.M))
+
+
+def test_the_written_reference_is_that_of_these_settings() -> None:
+    assert (PROJECT / "docs" / "settings.md").read_text() == settings.reference()
+
+
+def test_every_setting_has_a_meaning() -> None:
+    missing = [s.name for group in settings.groups() for s in group.settings if not s.about]
+    assert not missing
+    assert [group.name for group in settings.groups() if not group.about] == []
+
+
+def test_its_defaults_are_what_an_experiment_has_that_names_none() -> None:
+    least = {"name": "x", "competition": "synthetic", "models": {"a": {"framework": "mmdet", "config": "a.py"}}}
+    tile = {"size": 256}
+    made = Experiment.model_validate({**least, "predict": {"tile": tile}, "train": {"augment": [{"name": "D4"}]}})
+    rows = written(settings.reference())
+    assert len(rows) > 60
+    for name, default in rows.items():
+        value: Any = made.model_dump()
+        for key in name.replace("models.NAME", "models.a").replace("augment[]", "augment.0").split("."):
+            value = value[int(key) if isinstance(value, list) else key]
+        if default and name not in ("predict.tile", "train.augment"):
+            plain = list(value) if isinstance(value, tuple) else value
+            assert yaml.safe_load(default) == plain and type(yaml.safe_load(default)) is type(plain), name
+
+
+def test_a_part_is_a_group_or_the_settings_of_that_name() -> None:
+    group = written(settings.reference("predict.tile"))
+    assert list(group) == ["predict.tile.size", "predict.tile.overlap"]
+    assert list(written(settings.reference("learning"))) == ["train.learning_rate"]
+    assert {"predict.views", "fusion.views"} <= set(written(settings.reference("views")))
+
+
+def test_an_unknown_one_names_the_nearest() -> None:
+    with pytest.raises(ExperimentError, match="did you mean 'fusion'"):
+        settings.reference("fusin")
+    with pytest.raises(ExperimentError, match="did you mean 'learning_rate'"):
+        settings.reference("lerning_rate")
