@@ -354,7 +354,23 @@ def test_records_of_detections_are_ordered_clipped_and_not_empty() -> None:
     assert records[1]["bbox"] == [0.0, 2.0, 50.0, 5.0]
     assert list(records[0]) == ["image_id", "bbox", "score", "category_id", "segmentation"]
     assert coco_results.submission_records(Detections.empty(), IDS) == []
-    table.image_id[0] = 5
+
+
+def test_a_box_that_lies_elsewhere_than_its_mask_gives_way_to_it(tmp_path: Path) -> None:
+    crumb = np.zeros((10, 18), np.uint8)
+    crumb[8:, 1:3] = 140  # what is left of an average of masks: 2x2 pixels in 18x10
+    table = Detections.build(
+        1, 1, [0.03, 0.9], [(2, 3, 20, 13), (2, 3, 20, 13)], [(2, 3, 20, 13)] * 2, [crumb, crumb | 255]
+    )
+    records = coco_results.submission_records(table, IDS)
+    assert [r["bbox"] for r in records] == [[2.0, 3.0, 18.0, 10.0], [3.0, 11.0, 2.0, 2.0]]
+    path = tmp_path / "answer.zip"
+    coco_results.write_zip(records, path, "answer.json")
+    assert checked(path) == ["warning: image 2 (b.png): has no detection in the submission"]
+
+
+def test_records_on_images_that_are_not_asked_for_are_told() -> None:
+    table = Detections.build([5], 1, [0.9], [(1, 1, 5, 5)], [(1, 1, 5, 5)], [np.full((4, 4), 200, np.uint8)])
     with pytest.raises(CompetitionError, match="not to be submitted.*5"):
         coco_results.submission_records(table, IDS)
 

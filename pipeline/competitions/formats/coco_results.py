@@ -17,13 +17,16 @@ from pipeline.competitions.formats import box_shift, zipped
 from pipeline.competitions.formats.faults import SHOWN, Faults, too_large
 from pipeline.competitions.formats.record_keys import KEYS, misspelt
 from pipeline.files import writing
-from pipeline.masks import FOREGROUND, rle_to_crop
+from pipeline.masks import FOREGROUND, rle_to_crop, tight_box
 from pipeline.records import Dataset, Detections, Image
 
 log = logging.getLogger("pipeline.competitions")
 
 MAX_JSON_BYTES = 512 << 20
 """A submission that unpacks to more is refused unread: real ones hold a few MB."""
+
+APART = 0.05
+"""A box and a mask that overlap by less are in different places."""
 
 SAMPLE = 1000
 """Records that are looked at to tell how all are meant."""
@@ -181,33 +184,39 @@ def parse_ids(raw: Any, place: str, categories: Mapping[int, str]) -> Dataset:
 def submission_records(detections: Detections, test: Dataset) -> list[dict[str, Any]]:
     """Detections as records: image by image as in `test`, best first; boxes clipped to the image, empty masks left out.
 
-    A regressed box without area, which a scorer may take amiss, is replaced by its mask's.
+    A regressed box that has no area, or lies elsewhere than its mask (`APART`), gives way to the mask's: a scorer may take
+    the one amiss, and `check` the other.
     """
     position = {image.id: k for k, image in enumerate(test.images)}
     unknown = sorted(set(detections.image_id.tolist()) - set(position))
     if unknown:
         raise CompetitionError(f"there are detections on images that are not to be submitted: {unknown[:10]}")
     order = np.lexsort((-detections.score, np.array([position[i] for i in detections.image_id.tolist()], np.int64)))
-    records = []
+    records, of_masks, sides = [], [], []
     for i in order.tolist():
-        crop = detections.crop(i)
-        if not (crop >= FOREGROUND).any():
+        seen = detections.crop(i) >= FOREGROUND
+        if not seen.any():
             continue
         image = test.image[int(detections.image_id[i])]
-        x0, y0, x1, y1 = (float(v) for v in detections.box[i])
-        x0, x1 = max(x0, 0.0), min(x1, float(image.width))
-        y0, y1 = max(y0, 0.0), min(y1, float(image.height))
-        if not (x1 > x0 and y1 > y0):
-            x0, y0, x1, y1 = (float(v) for v in detections.mask_box[i])
+        of_masks.append(np.array(tight_box(seen)) + np.tile(detections.mask_box[i][:2], 2))
+        sides.append((image.width, image.height))
         records.append(
             {
                 "image_id": image.id,
-                "bbox": [round(x0, 2), round(y0, 2), round(x1 - x0, 2), round(y1 - y0, 2)],
+                "bbox": detections.box[i],
                 "score": float(detections.score[i]),
                 "category_id": int(detections.category_id[i]),
                 "segmentation": detections.rle(i, (image.height, image.width)),
             }
         )
+    if not records:
+        return []
+    boxes, masks = np.stack([record["bbox"] for record in records]).astype(np.float64), np.stack(of_masks)
+    boxes = np.clip(boxes, 0, np.tile(np.array(sides), 2))
+    boxes = np.where((box_overlaps(boxes, masks) < APART)[:, None], masks, boxes)
+    boxes[:, 2:] -= boxes[:, :2]
+    for record, box in zip(records, boxes.round(2).tolist(), strict=True):
+        record["bbox"] = box
     return records
 
 
@@ -471,7 +480,7 @@ def _check_boxes_against_masks(
     for i in np.flatnonzero((as_corners > 0.5) & (as_size < 0.5)):
         text = "bbox looks like corners [x0, y0, x1, y1], while most others are [x, y, width, height]"
         faults.add("warning", "box", text, found[i][2])
-    apart = np.flatnonzero(as_size < 0.05)
+    apart = np.flatnonzero(as_size < APART)
     if len(apart) > len(found) / 2 and _along_rows(
         [found[i][3] for i in apart[:SAMPLE]], corners_given[apart[:SAMPLE]]
     ):
