@@ -7,9 +7,9 @@
 
 `show` prints the table of the run that is at hand, and keeps nothing. `add` appends to docs/papers.jsonl, or another `--file`,
 what scores.json and the trainings' provenance.json say of every single model, out of fold, and of their ensemble; a row that is
-there already is not added twice. `table` prints what was added. Both print Markdown. Models that are called the same but for a
-number at the end (``attention-0``, ``attention-1``) are one model under several seeds: a line has their mean and, in brackets,
-the least and the greatest value.
+there already is not added twice. Its commit is that of the checkout whose `add` it is, so call the one that trained. `table`
+prints what was added. Both print Markdown. Models that are called the same but for a number at the end (``attention-0``,
+``attention-1``) are one model under several seeds: a line has their mean and, in brackets, the least and the greatest value.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.models.padding import padded
+from pipeline.models.prior import start_at
 
 
 class PatchEncoder(nn.Module):
@@ -97,6 +98,7 @@ class Seq2Seg(nn.Module):
     Args:
         num_classes: C, maps to predict.
         skip: sum the states of all layers; else the last state alone is decoded ("no skip").
+        prior: probability that the maps begin with, see `prior.start_at`; None leaves it to the first weights.
         hidden, layers, heads, feedforward, patch, grid, dropout: see `PatchEncoder`.
     """
 
@@ -104,6 +106,7 @@ class Seq2Seg(nn.Module):
         self,
         num_classes: int,
         skip: bool = True,
+        prior: float | None = None,
         hidden: int = 768,
         layers: int = 6,
         heads: int = 12,
@@ -116,6 +119,7 @@ class Seq2Seg(nn.Module):
         self.skip = skip
         self.encoder = PatchEncoder(hidden, layers, heads, feedforward, patch, grid, dropout=dropout)
         self.decode = nn.ConvTranspose2d(hidden, num_classes, patch, stride=patch)
+        start_at(self.decode, prior)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to logits (B, C, H, W), any H and W."""

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.models.padding import padded
+from pipeline.models.prior import start_at
 
 WIDTHS = (32, 64, 128, 256, 512)
 
@@ -32,9 +33,10 @@ class UNet(nn.Module):
     Args:
         num_classes: C, maps to predict.
         widths: channels at each resolution, the finest first; each is half as fine as the one before.
+        prior: probability that the maps begin with, see `prior.start_at`; None leaves it to the first weights.
     """
 
-    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS, prior: float | None = None) -> None:
         super().__init__()
         self.multiple = 2 ** (len(widths) - 1)
         self.down = nn.ModuleList(_double(a, b) for a, b in zip((3, *widths[:-1]), widths, strict=True))
@@ -42,6 +44,7 @@ class UNet(nn.Module):
         self.grow = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, stride=2) for low, high in pairs)
         self.up = nn.ModuleList(_double(2 * high, high) for _, high in pairs)
         self.output = nn.Conv2d(widths[0], num_classes, 1)
+        start_at(self.output, prior)
 
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) to a map (B, width, H / 2^k, W / 2^k) of each resolution."""

@@ -52,6 +52,26 @@ def test_as_many_weights_as_in_the_paper() -> None:
         assert round((count(Seq2Seg(19)) + pooler + more_positions + token_types) / 1e6, 1) == 47.8
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda prior: UNet(3, (4, 6, 8), prior=prior),
+        lambda prior: Seq2Seg(3, prior=prior, grid=(2, 3), **SLIM),
+        lambda prior: Seq2Seg(3, skip=False, prior=prior, grid=(2, 3), **SLIM),
+    ],
+)
+def test_maps_begin_at_their_prior(make: Callable[[float | None], nn.Module]) -> None:
+    """A first loss of maps that are a hundredth full: the entropy of one hundredth, and not of one half."""
+    truth = torch.zeros(2, 3, 32, 48)
+    truth[:, :, 3:7, 5:9] = 1  # 16 of 1,536 pixels
+    losses = {}
+    for prior in (None, 0.01):
+        torch.manual_seed(0)
+        logits = make(prior)(images(2, 3, 32, 48).clamp(0, 1))
+        losses[prior] = nn.functional.binary_cross_entropy_with_logits(logits, truth).item()
+    assert losses[0.01] < 0.12 and losses[None] > 0.5
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("size", [(32, 48), (33, 47), (16, 16), (5, 70)])
 def test_any_size_and_a_batch_is_its_images(name: str, size: tuple[int, int]) -> None:

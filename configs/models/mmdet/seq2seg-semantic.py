@@ -8,6 +8,7 @@ model = dict(
         type="Seq2Seg",
         num_classes=10,
         skip=True,
+        prior=0.01,
         hidden=768,
         layers=6,
         heads=12,

@@ -2,4 +2,4 @@
 
 _base_ = "./seq2seg-semantic.py"
 
-model = dict(network=dict(_delete_=True, type="UNet", num_classes=10, widths=(32, 64, 128, 256, 512)))
+model = dict(network=dict(_delete_=True, type="UNet", num_classes=10, widths=(32, 64, 128, 256, 512), prior=0.01))
