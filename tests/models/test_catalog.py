@@ -58,10 +58,12 @@ def built(entry: Entry) -> tuple[Any, nn.Module]:
     module = importlib.import_module(f"pipeline.backends.{entry.framework}")
     torch.manual_seed(0)
     network: nn.Module = module.build(ModelSettings(framework=entry.framework, config=entry.name), CLASSES)
-    with torch.no_grad():  # SOLO starts from masks that are empty, which would show nothing
+    with torch.no_grad():  # SOLO and maps of classes start from masks that are empty, which would show nothing
         for name, weight in network.named_parameters():
             if "conv_mask_list" in name:
                 weight.copy_(torch.randn_like(weight))
+            elif name in ("network.decode.bias", "network.output.bias"):
+                weight.zero_()
     return module, network
 
 
