@@ -76,13 +76,13 @@ class TrainSettings(Settings):
     """One training. Lengths are in iterations, sizes in pixels of the network's input."""
 
     iterations: int = Field(1000, ge=1)
-    """Steps of the optimiser."""
+    """Steps of the optimizer."""
     batch: int = Field(2, ge=1)
     """Crops a step."""
     crop: int = Field(256, ge=32)
     """Side of what the network is shown in training."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Images are resized by a factor drawn from this range (log-uniformly) before the crop is cut."""
+    """Images are resized by a factor drawn (log-uniformly) from this range, smallest first, before the crop is cut."""
     augment: list[Augmentation] = []
     """Applied to the crops in this order, by both frameworks."""
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
@@ -90,21 +90,21 @@ class TrainSettings(Settings):
     learning_rate: float = Field(1e-3, gt=0)
     """The highest, after the warm-up."""
     weight_decay: float = Field(0.05, ge=0)
-    """AdamW's is decoupled, so that with 0 it is Adam."""
+    """Of weights, not of norms and biases. AdamW's is decoupled, so that with 0 it is Adam."""
     warmup: int = Field(50, ge=0)
-    """Iterations in which the rate rises."""
+    """Iterations in which the rate rises, half of all at most."""
     schedule: Literal["cosine", "multistep"] = "cosine"
-    """How the rate falls after that."""
+    """How the rate falls after that: along half a cosine to a hundredth, or in steps."""
     milestones: list[int] = []
-    """Of multistep: the iterations at which the rate falls to a tenth."""
+    """The iterations at which the rate falls to a tenth; multistep needs them."""
     clip: float | None = 10.0
-    """Largest gradient norm."""
+    """Largest gradient norm; null for no limit."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Momentum of the exponential moving average of the weights, e.g. 0.002; null for none."""
     amp: bool = True
     """Mixed precision, on a GPU only."""
     checkpoint_every: int = Field(200, ge=1)
-    """Iterations between checkpoints: as much is lost at most when a run is killed."""
+    """Iterations between checkpoints: as much is lost when a run is killed, twice that if it was while writing one."""
     log_every: int = Field(20, ge=1)
     """Iterations between lines of the log."""
     workers: int = Field(0, ge=0)
@@ -137,7 +137,7 @@ class TileSettings(Settings):
     size: int = Field(ge=64)
     """Side of a window."""
     overlap: int = Field(128, ge=8)
-    """Of neighbouring windows."""
+    """At least so many pixels are shared by neighbouring windows; half of the size at most."""
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> TileSettings:
@@ -156,11 +156,11 @@ class PredictSettings(Settings):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     """What a network scores below this is not kept."""
     max_detections: int = Field(1000, ge=1)
-    """What a network may find in one image or, where there are tiles, in one tile."""
+    """What a network may find in one view of an image or, where there are tiles, of one tile."""
     tile: TileSettings | None = None
     """For images too large for the memory; null shows every image whole."""
     batch: int = Field(1, ge=1)
-    """How many views and tiles of one size go through the network at a time."""
+    """How many views and tiles of one size go through the network at a time, at most."""
 
     @field_validator("views", "oof_views")
     @classmethod
@@ -175,17 +175,19 @@ class PredictSettings(Settings):
 class FusionSettings(Settings):
     """How the voters' detections become one list.
 
-    ``tune`` replaces the defaults by what out-of-fold data supports; what an experiment names itself stays as it is.
+    ``tune`` replaces the defaults by what out-of-fold data supports; what an experiment names itself stays as it is, but for
+    weights other than 0.
     """
 
     method: Literal["wbf", "nmw", "nms", "soft-nms-linear", "soft-nms-gaussian", "concatenate"] = "wbf"
     """See fusion/clusters.py."""
     iou: per_class.Overlap = 0.5
-    """Overlap above which two detections are the same object. One number, or one for each category by its name or id."""
+    """Overlap above which two detections are the same object, above 0 and below 1. One number, or one for each category by
+    its name or id."""
     overlap: Literal["box", "mask"] = "box"
     """What the overlap is measured on."""
     skip: per_class.Score = 0.05
-    """Detections scored below this do not vote. One number, or one for each category."""
+    """Detections scored below this, from 0 to 1, do not vote. One number, or one for each category."""
     confidence: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg"
     """Of a cluster of weighted boxes fusion, see fusion/clusters.py."""
     views: list[str] | None = None
@@ -199,7 +201,7 @@ class FusionSettings(Settings):
     floor: float = Field(0.001, ge=0, lt=1)
     """Soft-NMS drops what has decayed to this score or below."""
     weights: dict[str, float] = {}
-    """Weight per model; 1 where none is given."""
+    """0 or more per model; 1 where none is given. ``tune`` begins from these; a model of weight 0 stays out."""
     rescore: Literal["none", "mask", "learned"] = "mask"
     """none: the cluster's score. mask: times the mean probability inside the mask. learned: see fusion/rescore.py."""
     fill_holes: bool = True
@@ -207,11 +209,12 @@ class FusionSettings(Settings):
     largest_part: bool = False
     """Keep the largest connected part of a fused mask alone."""
     min_area: per_class.Area = 0
-    """Masks of fewer pixels are dropped. One number, or one for each category."""
+    """Masks of fewer pixels are dropped; 0 or more. One number, or one for each category."""
     overlap_removal: Literal["none", "score", "probability"] = "none"
     """Who keeps a pixel that several masks claim: all; the best-scored; the one with the larger probability there."""
     duplicates: float | None = Field(None, gt=0, le=1)
-    """Drop a fused mask that shares at least this fraction of the smaller one with a better-ranked one; null to keep all."""
+    """Drop a fused mask that shares at least this fraction of the smaller one with a better-ranked one of its category; null
+    to keep all."""
     tune: bool = True
     """Choose what the experiment does not name on out-of-fold predictions."""
     nested: bool = True
@@ -232,7 +235,7 @@ class SubmissionSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """One model: its framework, its config file, and what it does differently from the experiment's `train`."""
+    """One model: its framework, its config file, and what it does differently from the others."""
 
     framework: Literal["mmdet", "detectron2"]
     """Whose model it is."""
@@ -245,7 +248,8 @@ class ModelSettings(Settings):
     stain: Literal["macenko"] | None = None
     """Show this model every image, in training and prediction, as if stained as one reference is: see backends/stain.py."""
     seed: int = 0
-    """Added to the experiment's: the same model under two names and two seeds shows how far luck alone carries."""
+    """Another number, other first weights and samples: one model under two names and two seeds shows how far luck alone
+    carries."""
     train: dict[str, Any] = {}
     """What differs from the experiment's ``train``, the same keys."""
     predict: dict[str, Any] = {}
@@ -253,7 +257,7 @@ class ModelSettings(Settings):
 
 
 class Experiment(Settings):
-    """A whole run. The file's name is the run's name."""
+    """A whole run. It is called as its file is, unless a ``name`` in it says otherwise."""
 
     name: str
     description: str = ""
@@ -331,7 +335,7 @@ class Experiment(Settings):
             for item in wanted or []:
                 if item not in known:
                     raise ExperimentError(
-                        f"{self.name} has no {what} {item!r}{_nearest(item, known)}; it has {', '.join(known)}"
+                        f"{self.name} has no {what} {item!r}{nearest(item, known)}; it has {', '.join(known)}"
                     )
         if models:
             data["models"] = {k: v for k, v in data["models"].items() if k in models}
@@ -385,7 +389,7 @@ def find(name: str) -> Path:
     if path.exists():
         return path
     known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
-    raise ExperimentError(f"there is no experiment {name!r}{_nearest(name, known)}; known: {', '.join(known)}")
+    raise ExperimentError(f"there is no experiment {name!r}{nearest(name, known)}; known: {', '.join(known)}")
 
 
 def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
@@ -430,7 +434,7 @@ def _explain(error: ValidationError, above: tuple[str, ...] = ()) -> list[str]:
         where = ".".join(location)
         if problem["type"] == "extra_forbidden":
             known = list(_settings_at(location[:-1]).model_fields)
-            lines.append(f"unknown setting {where}{_nearest(location[-1], known)}; known here: {', '.join(known)}")
+            lines.append(f"unknown setting {where}{nearest(location[-1], known)}; known here: {', '.join(known)}")
         elif problem["type"] == "missing":
             lines.append(f"{where} is missing")
         elif not location:  # of the experiment as a whole
@@ -451,7 +455,8 @@ def _settings_at(location: list[str]) -> type[BaseModel]:
     return inside[-1] if inside else Experiment
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: list[str]) -> str:
+    """`` (did you mean …?)`` with the known word that is most like this one; empty where none is."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 

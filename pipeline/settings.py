@@ -1,11 +1,10 @@
-"""The reference of an experiment's settings, read off their definition, so that it cannot say anything else.
+"""The reference of an experiment's settings: names, kinds, bounds, defaults and meanings, read off their definition.
 
 docs/settings.md is `reference()` in full; ``python -m pipeline settings [PART]`` prints it or a part.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import types
@@ -13,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.experiment import Experiment, ExperimentError
+from pipeline.experiment import Experiment, ExperimentError, nearest
 
 HEAD = """# Settings of an experiment
 
@@ -83,8 +82,7 @@ def reference(part: str | None = None) -> str:
         whole = [group for group in hits if group.settings]
     if not whole:
         names = [g.name for g in every if g.name] + [s.name for g in every for s in g.settings]
-        near = difflib.get_close_matches(part, names + [n.rsplit(".", 1)[-1] for n in names], n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = nearest(part, names + [name.rsplit(".", 1)[-1] for name in names])
         raise ExperimentError(
             f"there is no setting {part!r}{hint}; the groups are {', '.join(g.name for g in every if g.name)}"
         )
@@ -124,6 +122,8 @@ def _bounds(field: FieldInfo) -> Iterator[tuple[str, Any]]:
         for cls, sign, value in ((Ge, "≥", "ge"), (Gt, ">", "gt"), (Le, "≤", "le"), (Lt, "<", "lt")):
             if isinstance(item, cls):
                 yield sign, getattr(item, value)
+        if isinstance(item, MinLen):
+            yield "at least", item.min_length
 
 
 def _type(annotation: Any) -> str:

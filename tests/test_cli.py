@@ -72,6 +72,13 @@ def test_help_lists_every_command_at_once() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == commands
 
 
+def test_settings_are_printed_whole_in_part_or_not_at_all() -> None:
+    assert call("settings").stdout == (PROJECT / "docs" / "settings.md").read_text()
+    assert call("settings", "folds").stdout.startswith("## folds\n")
+    done = call("settings", "flods")
+    assert done.returncode == 1 and not done.stdout and "did you mean 'folds'" in done.stderr
+
+
 HEAVY = {
     "torch",
     "mmdet",

@@ -98,15 +98,14 @@ class Seq2Seg(nn.Module):
     Args:
         num_classes: C, maps to predict.
         skip: sum the states of all layers; else the last state alone is decoded ("no skip").
-        prior: probability that the maps begin with, see `prior.start_at`; None leaves it to the first weights.
         hidden, layers, heads, feedforward, patch, grid, dropout: see `PatchEncoder`.
+        prior: probability around which the maps begin, see `prior.start_at`; None leaves it to the first weights.
     """
 
     def __init__(
         self,
         num_classes: int,
         skip: bool = True,
-        prior: float | None = None,
         hidden: int = 768,
         layers: int = 6,
         heads: int = 12,
@@ -114,6 +113,7 @@ class Seq2Seg(nn.Module):
         patch: int = 16,
         grid: tuple[int, int] = (8, 16),
         dropout: float = 0.1,
+        prior: float | None = None,
     ) -> None:
         super().__init__()
         self.skip = skip

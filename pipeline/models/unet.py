@@ -33,7 +33,7 @@ class UNet(nn.Module):
     Args:
         num_classes: C, maps to predict.
         widths: channels at each resolution, the finest first; each is half as fine as the one before.
-        prior: probability that the maps begin with, see `prior.start_at`; None leaves it to the first weights.
+        prior: probability around which the maps begin, see `prior.start_at`; None leaves it to the first weights.
     """
 
     def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS, prior: float | None = None) -> None:

@@ -359,14 +359,26 @@ def test_records_of_detections_are_ordered_clipped_and_not_empty() -> None:
 def test_a_box_that_lies_elsewhere_than_its_mask_gives_way_to_it(tmp_path: Path) -> None:
     crumb = np.zeros((10, 18), np.uint8)
     crumb[8:, 1:3] = 140  # what is left of an average of masks: 2x2 pixels in 18x10
+    more = np.where(np.arange(18) < 6, crumb.max(axis=1, keepdims=True), 0).astype(
+        np.uint8
+    )  # 2x6: 12 of 180, above 0.05
+    whole = np.full_like(crumb, 255)
+    box = (2, 3, 20, 13)
+    away = [(60, 3, 70, 13), (20, 3, 2, 13), (np.nan, 3, 20, 13)]  # beyond the image, turned round, not a number
     table = Detections.build(
-        1, 1, [0.03, 0.9], [(2, 3, 20, 13), (2, 3, 20, 13)], [(2, 3, 20, 13)] * 2, [crumb, crumb | 255]
+        1,
+        1,
+        [0.03, 0.9, 0.8, 0.7, 0.6, 0.5],
+        [box, box, box, *away],
+        [box] * 6,
+        [crumb, whole, more, whole, whole, whole],
     )
     records = coco_results.submission_records(table, IDS)
-    assert [r["bbox"] for r in records] == [[2.0, 3.0, 18.0, 10.0], [3.0, 11.0, 2.0, 2.0]]
+    every = [2.0, 3.0, 18.0, 10.0]
+    assert [r["bbox"] for r in records] == [every, every, every, every, every, [3.0, 11.0, 2.0, 2.0]]
     path = tmp_path / "answer.zip"
     coco_results.write_zip(records, path, "answer.json")
-    assert checked(path) == ["warning: image 2 (b.png): has no detection in the submission"]
+    assert not [line for line in checked(path) if "bbox" in line]
 
 
 def test_records_on_images_that_are_not_asked_for_are_told() -> None:

@@ -26,7 +26,7 @@ MAX_JSON_BYTES = 512 << 20
 """A submission that unpacks to more is refused unread: real ones hold a few MB."""
 
 APART = 0.05
-"""A box and a mask that overlap by less are in different places."""
+"""IoU of a box and its mask's tight box below which they are in different places."""
 
 SAMPLE = 1000
 """Records that are looked at to tell how all are meant."""
@@ -184,26 +184,27 @@ def parse_ids(raw: Any, place: str, categories: Mapping[int, str]) -> Dataset:
 def submission_records(detections: Detections, test: Dataset) -> list[dict[str, Any]]:
     """Detections as records: image by image as in `test`, best first; boxes clipped to the image, empty masks left out.
 
-    A regressed box that has no area, or lies elsewhere than its mask (`APART`), gives way to the mask's: a scorer may take
-    the one amiss, and `check` the other.
+    A regressed box that has no area, or hardly overlaps its mask's (`APART`), gives way to the mask's: a scorer may take the
+    one amiss, and `check` the other.
     """
     position = {image.id: k for k, image in enumerate(test.images)}
     unknown = sorted(set(detections.image_id.tolist()) - set(position))
     if unknown:
         raise CompetitionError(f"there are detections on images that are not to be submitted: {unknown[:10]}")
     order = np.lexsort((-detections.score, np.array([position[i] for i in detections.image_id.tolist()], np.int64)))
-    records, of_masks, sides = [], [], []
+    records, regressed, of_masks, sides = [], [], [], []
     for i in order.tolist():
         seen = detections.crop(i) >= FOREGROUND
         if not seen.any():
             continue
         image = test.image[int(detections.image_id[i])]
+        regressed.append(detections.box[i])
         of_masks.append(np.array(tight_box(seen)) + np.tile(detections.mask_box[i][:2], 2))
         sides.append((image.width, image.height))
         records.append(
             {
                 "image_id": image.id,
-                "bbox": detections.box[i],
+                "bbox": None,  # below, all at once
                 "score": float(detections.score[i]),
                 "category_id": int(detections.category_id[i]),
                 "segmentation": detections.rle(i, (image.height, image.width)),
@@ -211,8 +212,8 @@ def submission_records(detections: Detections, test: Dataset) -> list[dict[str, 
         )
     if not records:
         return []
-    boxes, masks = np.stack([record["bbox"] for record in records]).astype(np.float64), np.stack(of_masks)
-    boxes = np.clip(boxes, 0, np.tile(np.array(sides), 2))
+    masks = np.stack(of_masks)
+    boxes = np.clip(np.stack(regressed).astype(np.float64), 0, np.tile(np.array(sides), 2))
     boxes = np.where((box_overlaps(boxes, masks) < APART)[:, None], masks, boxes)
     boxes[:, 2:] -= boxes[:, :2]
     for record, box in zip(records, boxes.round(2).tolist(), strict=True):
