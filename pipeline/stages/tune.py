@@ -63,9 +63,9 @@ def prediction_files(experiment: Experiment, layout: Layout, part: str) -> list[
 def run(experiment: Experiment, layout: Layout) -> Tuned:
     """Write fusion.yaml and beside it, in fusion/, the rescorer's training table and the ladder.
 
-    What the experiment itself says under `fusion` is held (of the weights only 0), the rest is chosen. With ``fusion.tune: false`` all of its
-    settings go into fusion.yaml unchanged. Either way, where the metric has no confidences and ``submission.min_score``
-    names none, the score below which masks are left out is chosen last.
+    What the experiment itself says under `fusion` is held, of its weights those of 0, and the rest is chosen. With
+    ``fusion.tune: false`` all of its settings go into fusion.yaml unchanged. Either way, where the metric has no confidences
+    and ``submission.min_score`` names none, the score below which masks are left out is chosen last.
 
     Raises:
         ExperimentError: predictions are missing.
