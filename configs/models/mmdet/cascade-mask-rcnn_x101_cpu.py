@@ -2,7 +2,9 @@
 
 _base_ = "./cascade-mask-rcnn_r18w32_slim.py"
 
+custom_imports = dict(imports=["pipeline.models.mmdet.fresh_resnext"], allow_failed_imports=False)
+
 model = dict(
-    backbone=dict(type="ResNeXt", depth=101, groups=8, base_width=4, base_channels=16, stem_channels=32),
+    backbone=dict(type="FreshResNeXt", depth=101, groups=8, base_width=4, base_channels=16, stem_channels=32),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )

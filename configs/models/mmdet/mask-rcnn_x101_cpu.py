@@ -2,4 +2,6 @@
 
 _base_ = "./mask-rcnn_r101_cpu.py"
 
-model = dict(backbone=dict(type="ResNeXt", groups=8, base_width=4))
+custom_imports = dict(imports=["pipeline.models.mmdet.fresh_resnext"], allow_failed_imports=False)
+
+model = dict(backbone=dict(type="FreshResNeXt", groups=8, base_width=4))
