@@ -35,7 +35,7 @@ class DataSettings(Settings):
     path: list[str] = []
     """One path or a list, of which the first that exists is used. Relative ones start at the project's folder."""
     options: dict[str, Any] = {}
-    """For the competition's reader: see its module in pipeline/competitions."""
+    """For the competition's reader: which there are stands in its module in pipeline/competitions."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -97,7 +97,7 @@ class TrainSettings(Settings):
     """How the rate falls after that: along half a cosine to a hundredth, or in steps."""
     milestones: list[int] = []
     """The iterations at which the rate falls to a tenth; multistep needs them."""
-    clip: float | None = 10.0
+    clip: float | None = Field(10.0, gt=0)
     """Largest gradient norm; null for no limit."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Momentum of the exponential moving average of the weights, e.g. 0.002; null for none."""
@@ -240,20 +240,22 @@ class ModelSettings(Settings):
     framework: Literal["mmdet", "detectron2"]
     """Whose model it is."""
     config: str
-    """A file, or a name that ``python -m pipeline models`` lists."""
+    """A name that ``python -m pipeline models`` lists, or a file; a relative path starts at the current folder or, where it is
+    not there, at the project's."""
     options: dict[str, Any] = {}
     """Overrides in the framework's own config language, dotted keys."""
     weights: str | None = None
-    """Pretrained weights, a path or URL; null for random weights; the config's own where this is ``config``."""
+    """Pretrained weights, a path (relative as for config), a URL or ``timm://<model>.<tag>``; null for random weights; the
+    config's own where this is ``config``. What does not fit, as a head for other classes, begins at random, and is told."""
     stain: Literal["macenko"] | None = None
     """Show this model every image, in training and prediction, as if stained as one reference is: see backends/stain.py."""
     seed: int = 0
     """Another number, other first weights and samples: one model under two names and two seeds shows how far luck alone
     carries."""
     train: dict[str, Any] = {}
-    """What differs from the experiment's ``train``, the same keys."""
+    """What differs from the experiment's ``train``, the same keys; a list is replaced whole."""
     predict: dict[str, Any] = {}
-    """What differs from the experiment's ``predict``, the same keys."""
+    """What differs from the experiment's ``predict``, the same keys; ``tile`` is replaced whole."""
 
 
 class Experiment(Settings):
@@ -263,7 +265,7 @@ class Experiment(Settings):
     description: str = ""
     """For people; the report shows it."""
     competition: str
-    """A name that ``python -m pipeline datasets`` lists."""
+    """A name that ``python -m pipeline datasets`` lists; ``coco`` for data of your own in COCO's format."""
     data: DataSettings = DataSettings()
     seed: int = 0
     """Of the folds, of every training (its first weights and its samples), of `tune`, and of data that the project draws."""

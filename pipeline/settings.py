@@ -21,7 +21,14 @@ from pipeline.experiment import Experiment, ExperimentError, nearest
 HEAD = """# Settings of an experiment
 
 Written by `.venv/bin/python -m pipeline settings > docs/settings.md`. An experiment is a YAML file of these, in
-`configs/experiments` or anywhere; `--set train.iterations=300` of `run_all.sh` changes one for a run.
+`configs/experiments` or anywhere; `--set train.iterations=300` of `run_all.sh` changes one for a run. The least that one holds:
+
+```yaml
+competition: coco
+data: {path: my-data}
+models:
+  mine: {framework: mmdet, config: mmdet/mask-rcnn_r50}
+```
 """
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from pipeline import settings
-from pipeline.experiment import PROJECT, Experiment, ExperimentError
+from pipeline.backends import catalog
+from pipeline.experiment import PROJECT, Experiment, ExperimentError, load
 
 
 def written(text: str) -> dict[str, str]:
@@ -52,3 +54,12 @@ def test_an_unknown_one_names_the_nearest() -> None:
         settings.reference("fusin")
     with pytest.raises(ExperimentError, match="did you mean 'learning_rate'"):
         settings.reference("lerning_rate")
+
+
+def test_the_least_experiment_it_shows_is_one(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", settings.reference(), re.S)
+    path = tmp_path / "least.yaml"
+    path.write_text(shown)
+    experiment = load(str(path))
+    catalog.check(experiment)
+    assert experiment.name == "least" and experiment.fold_names() == ["0", "1", "2", "3", "4"]
