@@ -442,6 +442,16 @@ def test_a_missing_config_is_told_in_one_line(project: ToyProject) -> None:
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_weights_that_are_not_there_are_told_before_anything_runs(project: ToyProject) -> None:
+    done = project.call("run", "toy", "--dry-run", "--set", "models.a.weights=weights/none.pth")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "models.a.weights: there is no file " in done.stderr and "weights/none.pth" in done.stderr
+    (project.folder / "weights").mkdir()
+    (project.folder / "weights" / "none.pth").write_bytes(b"")
+    for there in ("weights/none.pth", "https://example.org/none.pth", "config"):
+        assert project.call("run", "toy", "--dry-run", "--set", f"models.a.weights={there}").returncode == 0, there
+
+
 def test_a_config_of_another_framework_is_told_before_anything_runs(project: ToyProject) -> None:
     path = project.folder / "configs" / "models" / "other.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ SUFFIXES = {".py": "mmdet", ".yaml": "detectron2", ".yml": "detectron2"}
 
 
 def check(experiment: Experiment) -> None:
-    """See that every model's config is there, can be read, and is its framework's.
+    """See that every model's config is there, can be read, and is its framework's, and that weights in a file are there.
 
     Raises:
         ExperimentError: the message names the model.
@@ -126,6 +126,15 @@ def check(experiment: Experiment) -> None:
             raise ExperimentError(
                 f"models.{name}: {model.config} is a config of {other}, and its framework is {model.framework}; "
                 f"write framework: {other}"
+            )
+        if (
+            model.weights not in (None, "config")
+            and not is_address(model.weights)
+            and not place(model.weights).is_file()
+        ):
+            raise ExperimentError(
+                f"models.{name}.weights: there is no file {place(model.weights)}; it takes a path, a URL, `config` for those "
+                f"that {model.config} names, or null for random ones"
             )
 
 
@@ -146,6 +155,16 @@ def place(name: str) -> Path:
     """A file that an experiment names: as given, or below the project's folder."""
     path = Path(name)
     return path if path.is_absolute() or path.exists() else PROJECT / path
+
+
+def is_address(weights: str) -> bool:
+    """Whether weights are a URL or another address (``timm://``, ``torchvision://``), and no path."""
+    return "://" in weights
+
+
+def weights_source(weights: str) -> str:
+    """What a framework's loader is to be given for `ModelSettings.weights`: an address as it is, a path found by `place`."""
+    return weights if is_address(weights) else str(place(weights))
 
 
 def locate(config: str) -> Path:
@@ -326,7 +345,7 @@ def reach(weights: list[str], timeout: float = 5.0) -> dict[str, str]:
 
 
 def _reach(source: str, timeout: float) -> str:
-    if "://" not in source:
+    if not is_address(source):
         return "here" if place(source).is_file() else f"not reachable: there is no file {place(source)}"
     cached = Path.home() / ".cache" / "torch" / "hub" / "checkpoints" / source.rpartition("/")[2]
     if cached.is_file():

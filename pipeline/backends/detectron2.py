@@ -124,7 +124,7 @@ def build(model: ModelSettings, classes: int, settings: PredictSettings | None =
     if source:
         try:
             with without_code():
-                DetectionCheckpointer(network).load(str(source))
+                DetectionCheckpointer(network).load(catalog.weights_source(str(source)))
         except Exception as error:  # noqa: BLE001  network, disk and format errors alike
             raise not_loadable(source, error) from error
     return network

@@ -123,7 +123,7 @@ def build(model: ModelSettings, classes: int) -> nn.Module:
     except (OSError, pickle.UnpicklingError) as error:
         raise not_loadable(f"of a part of the network, named in {model.config},", error) from error
     if source:
-        _load_pretrained(network, str(source))
+        _load_pretrained(network, catalog.weights_source(str(source)))
     return network
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import backends
-from pipeline.backends import CheckpointError, PredictJob, TrainJob, how_to_install, installed
+from pipeline.backends import CheckpointError, PredictJob, TrainJob, catalog, how_to_install, installed
 from pipeline.experiment import PROJECT, ExperimentError, ModelSettings, PredictSettings, TrainSettings
 from pipeline.masks import FOREGROUND, paste_roi
 from pipeline.records import Dataset, Detections
@@ -212,6 +212,15 @@ def test_pretrained_weights_cannot_run_code(framework: str, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"bomb\.pth cannot be loaded"):
         module.build(model(framework, weights=str(tmp_path / "bomb.pth")), 2)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As their signature is: here, or below the project's folder."""
+    monkeypatch.chdir(tmp_path)
+    assert catalog.weights_source("README.md") == str(PROJECT / "README.md")
+    (tmp_path / "mine.pth").touch()
+    assert catalog.weights_source("mine.pth") == "mine.pth"
+    assert catalog.weights_source("https://example.org/mine.pth") == "https://example.org/mine.pth"
 
 
 def test_pretrained_weights_from_a_path_reach_the_network(trained: dict) -> None:
