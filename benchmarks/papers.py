@@ -115,7 +115,8 @@ def read(path: Path = DATA) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
-    """Markdown: a line for each model, the seeds of one together; of a model that was added twice, the later row.
+    """Markdown: a line for each model, the seeds of one together; of a model that was added twice, the later row. An ensemble is
+    of the models whose rows are of its commit, which need not be all that the table has.
 
     Raises:
         ExperimentError: there is nothing of the experiment, or of a measure.
@@ -133,13 +134,16 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         known = sorted({m for row in latest.values() for m in row["measures"]})
         raise ExperimentError(f"no row has {', '.join(absent)}; there are {', '.join(known)}")
     lines = [
-        "| model | trainings | iterations | minutes | " + " | ".join(m.replace("_", " ") for m in shown) + " |",
-        "|---" * (4 + len(shown)) + "|",
+        "| model | commit | trainings | iterations | minutes | "
+        + " | ".join(m.replace("_", " ") for m in shown)
+        + " |",
+        "|---" * (5 + len(shown)) + "|",
     ]
     for name, members in groups.items():
         seconds = [s for row in members for s in row.get("seconds", [])]
         cells = [
             name,
+            ", ".join(dict.fromkeys(row["commit"] for row in members)),
             str(len(seconds)) if seconds else "",
             str(members[0].get("iterations", "")),
             f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else "",

@@ -487,7 +487,10 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
 
 def _settings_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "part", nargs="?", metavar="PART", help="a group, e.g. train, or a part of a setting's name; without: all"
+        "part",
+        nargs="?",
+        metavar="PART",
+        help="a group, e.g. train, a competition, or a part of a setting's name; without: all",
     )
 
 

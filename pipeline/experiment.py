@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -35,7 +35,7 @@ class DataSettings(Settings):
     path: list[str] = []
     """One path or a list, of which the first that exists is used. Relative ones start at the project's folder."""
     options: dict[str, Any] = {}
-    """For the competition's reader: which there are stands in its module in pipeline/competitions."""
+    """The competition's own, by name; each competition's stand below."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -447,14 +447,24 @@ def _explain(error: ValidationError, above: tuple[str, ...] = ()) -> list[str]:
 
 
 def _settings_at(location: list[str]) -> type[BaseModel]:
-    """The settings class that holds the keys at a place in the experiment."""
-    groups: dict[str, type[BaseModel]] = {
-        "data": DataSettings, "folds": FoldSettings, "models": ModelSettings, "train": TrainSettings,
-        "predict": PredictSettings, "fusion": FusionSettings, "submission": SubmissionSettings, "augment": Augmentation,
-        "tile": TileSettings,
-    }  # fmt: skip
-    inside = [groups[key] for key in location if key in groups]
-    return inside[-1] if inside else Experiment
+    """The settings class that holds the keys at a place in the experiment. A model's `train` and `predict` are mappings there,
+    whose keys are those of the experiment's."""
+    found: type[BaseModel] = Experiment
+    for key in location:
+        for where in (found, Experiment):
+            inner = groups_in(where.model_fields[key].annotation) if key in where.model_fields else []
+            if inner:
+                found = inner[0][0]
+                break
+    return found
+
+
+def groups_in(annotation: Any) -> list[tuple[type[BaseModel], str]]:
+    """The settings classes inside an annotation, each with what its dotted name gets: .NAME in a mapping, [] in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [(annotation, "")]
+    suffix = {dict: ".NAME", list: "[]"}.get(get_origin(annotation), "")
+    return [(cls, suffix + rest) for inner in get_args(annotation) for cls, rest in groups_in(inner)]
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from pipeline import competitions, dependencies, folds, supervision, uptodate
-from pipeline.backends import catalog
+from pipeline.backends import augmentation, catalog
 from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout
 from pipeline.files import writing
 
@@ -85,13 +85,15 @@ def run(
 
     Raises:
         BlockingIOError: another process is at work on the same run.
-        ExperimentError: no model of the experiment can be used here, a model config is missing, or there are no data.
-        CompetitionError: there is no such competition.
+        ExperimentError: no model of the experiment can be used here, a model config is missing, an augmentation is not
+            albumentations', or there are no data.
+        CompetitionError: there is no such competition, or it has no such option.
     """
     experiment, left_out = catalog.usable(experiment)
     for line in left_out:
         log.info("%s", line)
-    competitions.get(experiment.competition, experiment.submission.counted)
+    competition = competitions.get(experiment.competition, experiment.submission.counted)
+    competitions.chosen_options(competition.name, competition.options, experiment.data.options)
     catalog.check(experiment)
     if not all(path.exists() for path in (layout.train_json, layout.test_json, layout.integrity)):
         experiment.data_path()  # raises where there are no data to make them from
@@ -106,6 +108,7 @@ def run(
     if until:
         everything += ["--until", until]
     if dry_run:
+        augmentation.check(experiment)
         with tempfile.TemporaryDirectory() as folder:
             frozen = Path(folder) / "experiment.yaml"
             frozen.write_text(_frozen(experiment))
@@ -119,6 +122,7 @@ def run(
         if whole and uptodate.is_whole(layout, wanted):
             log.info(NOTHING_TO_DO)
             return _tell(experiment, layout)
+        augmentation.check(experiment)  # not earlier: albumentations takes a second to load
         _freeze(experiment, frozen)
         # The data come first, by themselves: where they turn out as they were, nothing more is made again.
         again = _to_make_again(experiment, layout)

@@ -1,6 +1,7 @@
 """The reference of an experiment's settings: names, kinds, bounds, defaults and meanings, read off their definition.
 
-docs/settings.md is `reference()` in full; ``python -m pipeline settings [PART]`` prints it or a part.
+The options of every competition stand with them. docs/settings.md is `reference()` in full; ``python -m pipeline settings
+[PART]`` prints it or a part.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -16,7 +17,11 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.experiment import Experiment, ExperimentError, nearest
+from pipeline import competitions
+from pipeline.experiment import Experiment, ExperimentError, groups_in, nearest
+
+OPTIONS_OF = "data.options of "
+"""How the name of a competition's group begins."""
 
 HEAD = """# Settings of an experiment
 
@@ -60,7 +65,7 @@ def groups(settings: type[BaseModel] = Experiment, name: str = "") -> Iterator[G
         if name == "" and key == "name":
             continue  # the file's own
         where = f"{name}.{key}" if name else key
-        found = _groups_of(field.annotation)
+        found = groups_in(field.annotation)
         for cls, suffix in found:
             inner.append((cls, where + suffix))
         if found and not field.description:
@@ -71,24 +76,39 @@ def groups(settings: type[BaseModel] = Experiment, name: str = "") -> Iterator[G
         yield from groups(cls, where)
 
 
+def competition_groups() -> Iterator[Group]:
+    """The options of each competition that has any, below ``data.options``."""
+    for name in competitions.names():
+        competition = competitions.get(name)
+        rows = []
+        for key, option in competition.options.items():
+            kind = _literal(option.choices)
+            if option.least is not None:
+                kind = f"{_type(int)}, ≥ {option.least}"
+            rows.append(Setting(f"data.options.{key}", kind, _as_yaml(option.default), _text(option.about)))
+        if rows:
+            yield Group(OPTIONS_OF + name, "", rows)
+
+
 def reference(part: str | None = None) -> str:
     """The reference in Markdown.
 
     Args:
-        part: a group or setting by its dotted name, or a part of names, e.g. ``train`` or ``learning_rate``; None for all.
+        part: a group or setting by its dotted name, a competition, or a part of names, e.g. ``train``, ``digits`` or
+            ``learning_rate``; None for all.
 
     Raises:
         ExperimentError: nothing is called so; the nearest is named.
     """
-    every = list(groups())
+    every = [*groups(), *competition_groups()]
     if part is None:
         return HEAD + "".join("\n" + _section(group) for group in every)
-    whole = [group for group in every if group.name == part]
+    whole = [group for group in every if part in (group.name, group.name.removeprefix(OPTIONS_OF))]
     if not whole:
         hits = [Group(g.name, g.about, [s for s in g.settings if part in s.name]) for g in every]
         whole = [group for group in hits if group.settings]
     if not whole:
-        names = [g.name for g in every if g.name] + [s.name for g in every for s in g.settings]
+        names = [g.name.removeprefix(OPTIONS_OF) for g in every if g.name] + [s.name for g in every for s in g.settings]
         hint = nearest(part, names + [name.rsplit(".", 1)[-1] for name in names])
         raise ExperimentError(
             f"there is no setting {part!r}{hint}; the groups are {', '.join(g.name for g in every if g.name)}"
@@ -98,7 +118,7 @@ def reference(part: str | None = None) -> str:
 
 def _section(group: Group) -> str:
     title = f"## {group.name}" if group.name else "## The file"
-    lines = [title, "", group.about, ""]
+    lines = [title, "", *([group.about, ""] if group.about else [])]
     lines += ["| setting | | default | |", "|---|---|---|---|"]
     for s in group.settings:
         default = "**must be given**" if s.default is None else f"`{s.default}`"
@@ -108,14 +128,6 @@ def _section(group: Group) -> str:
 
 
 # ---------------------------------------------------------------- reading the definition ------------------------------
-
-
-def _groups_of(annotation: Any) -> list[tuple[type[BaseModel], str]]:
-    """The settings classes inside an annotation, each with what its dotted name gets: .NAME in a mapping, [] in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [(annotation, "")]
-    suffix = {dict: ".NAME", list: "[]"}.get(get_origin(annotation), "")
-    return [(cls, suffix + rest) for inner in get_args(annotation) for cls, rest in _groups_of(inner)]
 
 
 def _kind(field: FieldInfo) -> str:
@@ -138,7 +150,7 @@ def _type(annotation: Any) -> str:
     if origin is Annotated:
         return _type(arguments[0])
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
+        return _literal(arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(inner) for inner in arguments)
     if origin is list:
@@ -152,12 +164,18 @@ def _type(annotation: Any) -> str:
     return {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}[annotation]
 
 
+def _literal(values: Sequence[Any]) -> str:
+    return " or ".join(f"`{_as_yaml(value)}`" for value in values)
+
+
 def _default(field: FieldInfo) -> str | None:
     if field.is_required():
         return None
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel):
-        return "{}"
+    return "{}" if isinstance(value, BaseModel) else _as_yaml(value)
+
+
+def _as_yaml(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
 
 

@@ -31,8 +31,10 @@ def test_its_defaults_are_what_an_experiment_has_that_names_none() -> None:
     least = {"name": "x", "competition": "synthetic", "models": {"a": {"framework": "mmdet", "config": "a.py"}}}
     tile = {"size": 256}
     made = Experiment.model_validate({**least, "predict": {"tile": tile}, "train": {"augment": [{"name": "D4"}]}})
-    rows = written(settings.reference())
-    assert len(rows) > 60
+    rows = {s.name: s.default for group in settings.groups() for s in group.settings}
+    assert len(rows) > 60 and rows == {
+        name: default or None for name, default in written(settings.reference()).items() if name in rows
+    }
     for name, default in rows.items():
         value: Any = made.model_dump()
         for key in name.replace("models.NAME", "models.a").replace("augment[]", "augment.0").split("."):
@@ -46,12 +48,15 @@ def test_a_part_is_a_group_or_the_settings_of_that_name() -> None:
     group = written(settings.reference("predict.tile"))
     assert list(group) == ["predict.tile.size", "predict.tile.overlap"]
     assert list(written(settings.reference("learning"))) == ["train.learning_rate"]
+    assert written(settings.reference("vrdl2021")) == {"data.options.group": "site"}
     assert {"predict.views", "fusion.views"} <= set(written(settings.reference("views")))
 
 
 def test_an_unknown_one_names_the_nearest() -> None:
     with pytest.raises(ExperimentError, match="did you mean 'fusion'"):
         settings.reference("fusin")
+    with pytest.raises(ExperimentError, match="did you mean 'digits'"):
+        settings.reference("digit5")
     with pytest.raises(ExperimentError, match="did you mean 'learning_rate'"):
         settings.reference("lerning_rate")
 

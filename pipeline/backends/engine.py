@@ -23,8 +23,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pipeline.backends import CheckpointError, TrainingError, TrainJob
+from pipeline.backends.augmentation import augmentation
 from pipeline.backends.checkpoints import without_code
-from pipeline.backends.samples import Sample, Samples, augmentation
+from pipeline.backends.samples import Sample, Samples
 from pipeline.experiment import NOT_IN_THE_RESULT, TrainSettings, digest
 
 log = logging.getLogger("pipeline.train")

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from pipeline.backends.augmentation import augmentation
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.stain import normalised
-from pipeline.experiment import Augmentation, ExperimentError, TrainSettings
+from pipeline.experiment import TrainSettings
 from pipeline.masks import rle_to_crop
 from pipeline.records import Dataset
 
@@ -75,35 +76,6 @@ def stained_image(path: Path, stain: str | None) -> np.ndarray:
 def bgr_tensor(image: np.ndarray) -> torch.Tensor:
     """A (H, W, 3) uint8 RGB image as both frameworks take it: (3, H, W) in BGR, their configs' channel order."""
     return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
-
-
-def augmentation(steps: list[Augmentation], seed: int) -> Any:
-    """The albumentations pipeline of an experiment's `augment` list; one definition for both frameworks.
-
-    Raises:
-        ExperimentError: a name or argument that albumentations does not have.
-    """
-    import difflib
-    import warnings
-
-    import albumentations
-
-    transforms = []
-    for step in steps:
-        cls = getattr(albumentations, step.name, None)
-        if cls is None:
-            near = difflib.get_close_matches(step.name, dir(albumentations), n=1)
-            raise ExperimentError(
-                f"train.augment: albumentations has no {step.name!r}"
-                + (f" (did you mean {near[0]!r}?)" if near else "")
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # albumentations only warns about arguments it does not know
-            try:
-                transforms.append(cls(p=step.p, **step.args))
-            except (TypeError, ValueError, UserWarning) as error:
-                raise ExperimentError(f"train.augment: {step.name} does not take {step.args}: {error}") from error
-    return albumentations.Compose(transforms, seed=seed)
 
 
 class Samples:

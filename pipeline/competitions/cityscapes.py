@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
+from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import cityscapes_results, coco_fix, coco_results, coco_score
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -62,15 +62,23 @@ VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 SINGLE_IGNORED = 255
 """In the semantic maps: a single object of an ignored class."""
 
-OPTIONS = ("classes", "group", "train", "test", "train_images", "test_images")
-
 IMAGE, INSTANCES = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 
 SPLITS = ("train", "val", "test")
 
+OPTIONS = {
+    "classes": Option(8, "8, 5 (those with most instances) or a list of names"),
+    "group": Option("city", "what the folds must not split", ("city", "sequence")),
+    "train": Option("train", "the split to learn from", SPLITS),
+    "test": Option(None, "the split to predict; test, or val where the test images are not there", SPLITS),
+    "train_images": Option(None, "only so many, drawn by the seed; all by default", least=1),
+    "test_images": Option(None, "only so many, drawn by the seed; all by default", least=1),
+}
+
 
 class Cityscapes(CocoCompetition):
     name = "cityscapes"
+    options = OPTIONS
     metric = coco_score.metric()
     member = "results.json"
     ious: Sequence[float] = IOUS
@@ -91,19 +99,9 @@ class Cityscapes(CocoCompetition):
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read images and instances, and make the semantic maps.
-
-        Args:
-            options: ``classes``: 8 (default), 5 (those with most instances) or a list of names. ``group``: what the folds
-                must not split, ``city`` (default) or ``sequence``. ``train`` and ``test``: splits, by default train, and
-                test, or val where the test images are not there. ``train_images``, ``test_images``: only so many, drawn
-                by the seed.
-        """
-        check_options(self.name, options, OPTIONS)
-        categories = _classes(options.get("classes", 8))
-        group = options.get("group", "city")
-        if group not in ("city", "sequence"):
-            raise CompetitionError(f"data.options.group is {group!r}; it must be 'city' or 'sequence'")
+        """Read images and instances, and make the semantic maps. `options`: see `OPTIONS`."""
+        options = chosen_options(self.name, self.options, options)
+        categories = _classes(options["classes"])
         if path is None:
             raise CompetitionError(
                 "cityscapes needs its files: set data.path in the experiment file or pass --data PATH"
@@ -123,8 +121,8 @@ class Cityscapes(CocoCompetition):
             parts = []
             for part, split in zip(("train", "test"), chosen, strict=True):
                 own = [frame for frame in frames if frame.split == split and frame.image]
-                own = _drawn(own, options.get(f"{part}_images"), f"data.options.{part}_images", seed)
-                parts.append(_part(part, own, files, categories, group, target, integrity))
+                own = _drawn(own, options[f"{part}_images"], f"data.options.{part}_images", seed)
+                parts.append(_part(part, own, files, categories, options["group"], target, integrity))
             train, test = parts
         if not train.images:
             reasons = "\n  ".join(str(problem) for problem in integrity.problems[:10])
@@ -277,21 +275,17 @@ def _frames(files: Bundle) -> list[_Frame]:
 def _splits(frames: Sequence[_Frame], options: Mapping[str, Any]) -> tuple[str, str]:
     """The splits to train on and to predict."""
     there = {frame.split for frame in frames if frame.image}
-    train = options.get("train", "train")
-    test = options.get("test", "test" if "test" in there else "val")
-    for key, split in (("train", train), ("test", test)):
-        if split not in SPLITS:
-            raise CompetitionError(f"data.options.{key} is {split!r}; it must be one of {', '.join(SPLITS)}")
-        if key in options and split not in there:
-            raise CompetitionError(f"data.options.{key}: there are no images of split {split!r}")
-    return train, test
+    for key in ("train", "test"):
+        if options[key] is not None and options[key] not in there:
+            raise CompetitionError(
+                f"data.options.{key}: there are no images of split {options[key]!r}, but of {', '.join(sorted(there))}"
+            )
+    return options["train"], options["test"] or ("test" if "test" in there else "val")
 
 
-def _drawn(frames: list[_Frame], count: Any, option: str, seed: int) -> list[_Frame]:
+def _drawn(frames: list[_Frame], count: int | None, option: str, seed: int) -> list[_Frame]:
     if count is None:
         return frames
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise CompetitionError(f"{option} is {count!r}; it must be a whole number of at least 1")
     if count > len(frames):
         raise CompetitionError(f"{option} is {count}, but there are only {len(frames)} images")
     chosen = np.random.default_rng(seed).choice(len(frames), count, replace=False)

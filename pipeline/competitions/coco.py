@@ -25,7 +25,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
+from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import coco_fix, coco_results, coco_score, coco_stream
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -38,8 +38,17 @@ from pipeline.metrics.coco_ap import IOUS
 from pipeline.metrics.coco_summary import LIMITS
 from pipeline.records import Dataset, Image, Instance, compressed
 
-OPTIONS = ("train", "train_images", "test", "test_images")
-"""Annotation files, and folders of images, by their names in the data or the ends of these."""
+OPTIONS = {
+    "train": Option(None, "the annotation file to learn from; instances_train*.json by default"),
+    "train_images": Option(None, "the folder with its images; by default wherever the names are found"),
+    "test": Option(
+        None,
+        "the annotation file to predict, image_info_test-dev*.json by default, else *test*.json, else *val*.json; it may be "
+        "that of `train`, and annotations in it are not used",
+    ),
+    "test_images": Option(None, "the folder with its images; by default wherever the names are found"),
+}
+"""Files and folders go by their names in the data or the ends of these."""
 
 COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 """COCO's own 80 category ids, for test images that come without categories."""
@@ -57,6 +66,7 @@ _OTHER_TASKS = re.compile(r"(captions|person_keypoints|panoptic|stuff|_results)"
 
 class Coco(CocoCompetition):
     name = "coco"
+    options = OPTIONS
     metric = coco_score.metric()
     ious: Sequence[float] = IOUS
     member = "detections_test-dev2017_maskfold_results.json"
@@ -81,15 +91,8 @@ class Coco(CocoCompetition):
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the annotation files and unpack the images.
-
-        Args:
-            options: ``train`` and ``test``: the annotation files, by default instances_train*.json and
-                image_info_test-dev*.json, else *test*.json, else *val*.json; they may be the same. ``train_images`` and
-                ``test_images``: the folders with their images; by default wherever the names are found. Annotations of
-                the test images are not used.
-        """
-        check_options(self.name, options, OPTIONS)
+        """Read the annotation files and unpack the images. `options`: see `OPTIONS`."""
+        chosen_options(self.name, self.options, options)
         for key, value in options.items():
             if not isinstance(value, str) or not value:
                 raise CompetitionError(f"data.options.{key} is {value!r}; it must be a name, such as train2017")

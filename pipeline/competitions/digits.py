@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Prepared, check_options
+from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, chosen_options
 from pipeline.competitions.formats.archive import Archive, is_stray
 from pipeline.competitions.formats.coco_competition import IOU, CocoCompetition
 from pipeline.competitions.formats.drawn import instance_of, write_png
@@ -44,11 +44,17 @@ from pipeline.metrics.coco_ap import IOUS, THRESHOLDS, Evaluation, evaluate, mat
 from pipeline.metrics.dice import best_dice
 from pipeline.records import Dataset, Image, Instance
 
-OPTIONS = {"images": (40, 2), "test_images": (10, 1), "size": (192, 64), "digits": (12, 1)}
-"""Default and smallest value: training images, test images, side in pixels, most digits on an image."""
-
-CHOICES = {"touching": ("never", "freely"), "style": ("scene", "plain")}
-"""The first is the default."""
+OPTIONS = {
+    "images": Option(40, "images to learn from", least=2),
+    "test_images": Option(10, "images to predict", least=1),
+    "size": Option(192, "side of an image in pixels", least=64),
+    "digits": Option(12, "most digits that are tried on an image", least=1),
+    "fewest": Option(None, "least digits that are tried on an image; half of `digits` by default", least=1),
+    "touching": Option("never", "whether digits may lie on each other", ("never", "freely")),
+    "style": Option(
+        "scene", "digits of many colours and sizes on a textured ground, or MNIST's own pictures", ("scene", "plain")
+    ),
+}
 
 TRUTH = Path("hidden") / "test_truth.json"
 
@@ -76,6 +82,7 @@ MAX_IDX_BYTES = 1 << 28
 
 class Digits(CocoCompetition):
     name = "digits"
+    options = OPTIONS
     metric = "segm AP (mean over IoU 0.50:0.95 and classes) maxDets=100"
     member = "results.json"
     ious: Sequence[float] = IOUS
@@ -100,30 +107,13 @@ class Digits(CocoCompetition):
 
         Args:
             path: MNIST's files; scikit-learn's digits where it is None.
-            options: ``images``, ``test_images``, ``size``, ``digits``: see `OPTIONS`; ``fewest``: least digits that are tried
-                on an image, half of ``digits`` by default; ``touching``: ``never`` (default) or ``freely``; ``style``:
-                ``scene`` (default) or ``plain``.
+            options: see `OPTIONS`.
         """
-        check_options(self.name, options, [*OPTIONS, "fewest", *CHOICES])
-        defaults: dict[str, Any] = {key: default for key, (default, _) in OPTIONS.items()}
-        chosen = defaults | {key: names[0] for key, names in CHOICES.items()} | options
-        least_of = {key: least for key, (_, least) in OPTIONS.items()}
-        if "fewest" in chosen:
-            least_of["fewest"] = 1
-        for key, least in least_of.items():
-            value = chosen[key]
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise CompetitionError(
-                    f"data.options.{key} is {value!r}; it must be a whole number of at least {least}"
-                )
-        chosen.setdefault("fewest", (chosen["digits"] + 1) // 2)
+        chosen = chosen_options(self.name, self.options, options)
+        if chosen["fewest"] is None:
+            chosen["fewest"] = (chosen["digits"] + 1) // 2
         if chosen["fewest"] > chosen["digits"]:
             raise CompetitionError(f"data.options.fewest is {chosen['fewest']}, more than digits, {chosen['digits']}")
-        for key, names in CHOICES.items():
-            if chosen[key] not in names:
-                raise CompetitionError(
-                    f"data.options.{key} is {chosen[key]!r}; it must be {names[0]!r} or {names[1]!r}"
-                )
         for_train, for_test = _sklearn_digits() if path is None else _mnist(path)
         train = self._part("train", chosen["images"], for_train, chosen, seed, target)
         truth = self._part("test", chosen["test_images"], for_test, chosen, seed, target)

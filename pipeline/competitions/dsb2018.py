@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Prepared, check_options
+from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, chosen_options
 from pipeline.competitions.formats import png, rle_csv
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -52,6 +52,15 @@ PARTS = {"stage1_train": "train", "stage1_test": "stage 1", "stage2_test": "stag
 
 SAMPLES = {1: "stage1_sample_submission", 2: "stage2_sample_submission"}
 
+OPTIONS = {
+    "stage": Option(
+        None,
+        "which test images are predicted; those of the second stage where they are there, because that is what a late "
+        "submission is scored on",
+        (1, 2),
+    ),
+}
+
 _FILE = re.compile(r"(?:(?P<before>.*)/)?(?P<id>[^/]+)/(?P<kind>images|masks)/[^/]+\.png", re.IGNORECASE)
 
 
@@ -68,6 +77,7 @@ class _Sample:
 
 class Dsb2018(RleCompetition):
     name = "dsb2018"
+    options = OPTIONS
     form = FORM
     categories: Mapping[int, str] = {NUCLEUS: "nucleus"}
     least_area = SMALLEST // 2 + 1
@@ -95,16 +105,8 @@ class Dsb2018(RleCompetition):
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the zips or folders.
-
-        Args:
-            options: ``stage``: 1 or 2, which test images are predicted; the second stage where its images are there,
-                because that is what a late submission is scored on.
-        """
-        check_options(self.name, options, ["stage"])
-        stage = options.get("stage")
-        if stage not in (None, 1, 2):
-            raise CompetitionError(f"data.options.stage is {stage!r}; it must be 1 or 2")
+        """Read the zips or folders. `options`: see `OPTIONS`."""
+        stage = chosen_options(self.name, self.options, options)["stage"]
         if path is None:
             raise CompetitionError(
                 "dsb2018 needs its zips: set data.path in the experiment file, or pass --data, to the folder they are in"

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
+from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import coco_results, openimages_csv
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -40,6 +40,18 @@ from pipeline.records import Dataset, Detections, Image, Instance
 BLOOD_VESSEL, GLOMERULUS, UNSURE = 1, 2, 3
 CATEGORIES = {BLOOD_VESSEL: "blood_vessel", GLOMERULUS: "glomerulus", UNSURE: "unsure"}
 ID_OF = {name: number for number, name in CATEGORIES.items()}
+
+OPTIONS = {
+    "classes": Option(
+        [CATEGORIES[BLOOD_VESSEL]],
+        "what is learnt, of blood_vessel (which is scored, and always among them), glomerulus and unsure. Unsure regions that "
+        "are no class are marked as crowds, so that finding something there is neither right nor wrong where crowds are known "
+        "of",
+    ),
+    "datasets": Option(
+        [1, 2], "of which annotations: 1 was reviewed by experts, as the test tiles were, 2 was not", ([1], [2], [1, 2])
+    ),
+}
 
 LABEL = "0"
 """Of blood vessels in the submission."""
@@ -62,6 +74,7 @@ class _Tile:
 
 class Hubmap2023:
     name = "hubmap2023"
+    options = OPTIONS
     metric = "OpenImages AP at mask IoU 0.6 (blood_vessel)"
     suffix = ".csv"
     max_detections: int | None = None
@@ -83,17 +96,10 @@ class Hubmap2023:
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the annotated tiles of train/, and test/.
-
-        Args:
-            options: ``classes``: what is learnt, of blood_vessel (which is scored, and always among them), glomerulus and
-                unsure; only blood_vessel by default. Unsure regions that are no class are marked as crowds, so that finding
-                something there is neither right nor wrong where crowds are known of. ``datasets``: of which annotations;
-                ``[1, 2]`` by default: 1 was reviewed by experts, as the test tiles were, 2 was not.
-        """
-        check_options(self.name, options, ["classes", "datasets"])
-        classes = _classes(options)
-        datasets = _datasets(options)
+        """Read the annotated tiles of train/, and test/. `options`: see `OPTIONS`."""
+        chosen = chosen_options(self.name, self.options, options)
+        classes = _classes(chosen["classes"])
+        datasets = {str(number) for number in chosen["datasets"]}
         if path is None:
             raise CompetitionError(
                 f"{self.name} needs its files: set data.path in the experiment file or pass --data PATH"
@@ -210,20 +216,12 @@ class Hubmap2023:
 # ---------------------------------------------------------------- options ---------------------------------------------
 
 
-def _classes(options: Mapping[str, Any]) -> list[int]:
-    names = options.get("classes", [CATEGORIES[BLOOD_VESSEL]])
+def _classes(names: Any) -> list[int]:
     if not isinstance(names, list) or not set(map(str, names)) <= set(ID_OF) or CATEGORIES[BLOOD_VESSEL] not in names:
         raise CompetitionError(
             f"data.options.classes is {names!r}; it must be a list of {', '.join(ID_OF)}, blood_vessel among them"
         )
     return sorted({ID_OF[name] for name in names})
-
-
-def _datasets(options: Mapping[str, Any]) -> set[str]:
-    numbers = options.get("datasets", [1, 2])
-    if numbers not in ([1], [2], [1, 2], [2, 1]):
-        raise CompetitionError(f"data.options.datasets is {numbers!r}; it must be [1], [2] or [1, 2]")
-    return {str(number) for number in numbers}
 
 
 # ---------------------------------------------------------------- reading ---------------------------------------------

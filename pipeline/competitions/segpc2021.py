@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
+from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import bmp, coco_results, pixel_lists, pixel_lists_check, zipped
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -46,6 +46,15 @@ MEMBER = "submission.txt"
 
 PARTS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 """Folders that hold labelled images; ``test`` holds those to submit."""
+
+OPTIONS = {
+    "test": Option(
+        "test",
+        "which images are to be predicted. test: the labelled ones of both other parts are trained on. validation: these, and "
+        "only the training part is trained on",
+        ("test", "validation"),
+    ),
+}
 
 NUCLEUS_VALUE = 30
 """Mask values from here on are nucleus: 40 in the data, against 20 for cytoplasm."""
@@ -75,6 +84,7 @@ class _Cell:
 
 class Segpc2021:
     name = "segpc2021"
+    options = OPTIONS
     metric = "mean IoU of every true cell with the best prediction"
     suffix = ".zip"
     max_detections: int | None = None
@@ -97,16 +107,8 @@ class Segpc2021:
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the archive or folder.
-
-        Args:
-            options: ``test``: which images are to be predicted. ``test`` (default); the labelled ones of both other parts
-                are trained on. ``validation``: these, and only the training part is trained on.
-        """
-        check_options(self.name, options, ["test"])
-        chosen = options.get("test", "test")
-        if chosen not in ("test", "validation"):
-            raise CompetitionError(f"data.options.test is {chosen!r}; it must be 'test' or 'validation'")
+        """Read the archive or folder. `options`: see `OPTIONS`."""
+        chosen = chosen_options(self.name, self.options, options)["test"]
         if path is None:
             raise CompetitionError(
                 "segpc2021 needs its images: set data.path in the experiment file or pass --data PATH"

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Prepared, check_options
+from pipeline.competitions import Integrity, Option, Prepared, chosen_options
 from pipeline.competitions.formats.coco_competition import CocoCompetition
 from pipeline.competitions.formats.drawn import instance_of, write_png
 from pipeline.masks import tight_box
@@ -29,8 +29,13 @@ from pipeline.metrics import scene
 from pipeline.metrics.coco_ap import Evaluation
 from pipeline.records import Dataset, Image, Instance
 
-OPTIONS = {"images": (24, 2), "test_images": (6, 1), "size": (256, 64), "cells": (22, 1), "cell_size": (100, 50)}
-"""Default and smallest value: training images, test images, side in pixels, most cells in an image, their size in percent."""
+OPTIONS = {
+    "images": Option(24, "images to learn from", least=2),
+    "test_images": Option(6, "images to predict", least=1),
+    "size": Option(256, "side of an image in pixels", least=64),
+    "cells": Option(22, "most cells of an image", least=1),
+    "cell_size": Option(100, "of the cells, in percent", least=50),
+}
 
 IMAGES_PER_SLIDE = 3
 
@@ -90,6 +95,7 @@ KINDS = {
 
 class Synthetic(CocoCompetition):
     name = "synthetic"
+    options = OPTIONS
     metric = "segm AP50 (mean over classes) maxDets=100"
     member = "results.json"
     categories: Mapping[int, str] = {number: kind.name for number, kind in KINDS.items()}
@@ -103,15 +109,9 @@ class Synthetic(CocoCompetition):
 
         Args:
             path: not used.
-            options: ``images``, ``test_images``, ``size``, ``cells``, ``cell_size``; see `OPTIONS`.
+            options: see `OPTIONS`.
         """
-        check_options(self.name, options, list(OPTIONS))
-        chosen = {key: default for key, (default, _) in OPTIONS.items()} | options
-        for key, value in chosen.items():
-            if not isinstance(value, int) or value < OPTIONS[key][1]:
-                raise CompetitionError(
-                    f"data.options.{key} is {value!r}; it must be a whole number of at least {OPTIONS[key][1]}"
-                )
+        chosen = chosen_options(self.name, self.options, options)
         train = self._part("train", chosen["images"], chosen, seed, target, target)
         truth = self._part("test", chosen["test_images"], chosen, seed, target, (target / TRUTH).parent)
         truth.write(target / TRUTH)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.competitions import CompetitionError, Integrity, Prepared, Problem, check_options
+from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import png, vrdl_layout
 from pipeline.competitions.formats.archive import Archive, is_stray
 from pipeline.competitions.formats.coco_competition import CocoCompetition
@@ -37,6 +37,16 @@ A training image with 1,862 nuclei, of which 100 detections can find 100, caps A
 and drowns the others. With this cap an out-of-fold score is on the leaderboard's scale."""
 
 IDS = "test_img_ids.json"
+
+OPTIONS = {
+    "group": Option(
+        "site",
+        "what the folds must not split. site: images of one tissue source site share the slide preparation, the stain, the "
+        "scanner and often the organ, so a site in training gives its look away. patient: only images of one TCGA participant; "
+        "half of the test images come from sites that training knows, so this is nearer to the leaderboard, and more hopeful",
+        ("site", "patient"),
+    ),
+}
 
 ORGAN = {
     "18": "lung", "21": "lung", "38": "lung", "49": "lung", "50": "lung",
@@ -68,6 +78,7 @@ class _TrainImage:
 
 class Vrdl2021(CocoCompetition):
     name = "vrdl2021"
+    options = OPTIONS
     metric = "segm AP50 maxDets=100"
     member = "answer.json"
     categories: Mapping[int, str] = {NUCLEUS: "nucleus"}
@@ -87,18 +98,8 @@ class Vrdl2021(CocoCompetition):
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the archive or folder.
-
-        Args:
-            options: ``group``: what the folds must not split. ``site`` (default): images of one tissue source site
-                share the slide preparation, the stain, the scanner and often the organ, so a site in training gives
-                its look away. ``patient``: only images of one TCGA participant; half of the test images come from sites
-                that training knows, so this is nearer to the leaderboard, and more hopeful.
-        """
-        check_options(self.name, options, ["group"])
-        group = options.get("group", "site")
-        if group not in ("site", "patient"):
-            raise CompetitionError(f"data.options.group is {group!r}; it must be 'site' or 'patient'")
+        """Read the archive or folder. `options`: see `OPTIONS`."""
+        group = chosen_options(self.name, self.options, options)["group"]
         if path is None:
             raise CompetitionError(
                 "vrdl2021 needs its dataset.zip: set data.path in the experiment file or pass --data PATH"

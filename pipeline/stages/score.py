@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline import competitions
 from pipeline.competitions import Competition
+from pipeline.competitions.formats import coco_results
 from pipeline.experiment import Experiment, Layout, SubmissionSettings
 from pipeline.files import provenance, write_json
 from pipeline.folds import read_folds, used_folds
@@ -105,22 +106,25 @@ def _standing(
         folds[str(fold)] = competition.score(truth.subset(images), own)["score"]
     kept = submitted(detections, submission)
     limit = competition.max_detections or max(len(kept), 1)
+    as_coco = coco_results.submission_records(
+        kept, truth
+    )  # boxes too, whose area decides about size, as they are submitted
     return {
-        **_by_size(truth, kept, limit),
+        **_by_size(truth, as_coco, limit),
         "best_iou": best_iou(truth, kept.take(kept.score >= (outcome.min_score or 0))),
         **result,  # a competition whose own metric has these numbers has the last word on them
         "folds": folds,
-        "curves": _curves(truth, kept, limit),
+        "curves": _curves(truth, as_coco, limit),
     }
 
 
-def _by_size(truth: Dataset, detections: Detections, limit: int) -> dict[str, float | None]:
-    numbers = coco_summary.summarize(truth, detections, [limit]).numbers()
+def _by_size(truth: Dataset, records: list[dict[str, Any]], limit: int) -> dict[str, float | None]:
+    numbers = coco_summary.summarize(truth, records, [limit]).numbers()
     return {name: None if value < 0 else value for name, value in numbers.items() if name.startswith("AP")}
 
 
-def _curves(truth: Dataset, detections: Detections, limit: int) -> dict[str, Any]:
-    evaluation = coco_ap.evaluate(truth, detections, [CURVE_IOU], limit)
+def _curves(truth: Dataset, records: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    evaluation = coco_ap.evaluate(truth, records, [CURVE_IOU], limit)
     return {
         truth.categories.get(category_id, str(category_id)): {
             "recall": [round(float(v), 2) for v in coco_ap.RECALLS],

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.backends.samples import Samples, augmentation, read_image
-from pipeline.experiment import Augmentation, ExperimentError, TrainSettings
+from pipeline.backends.samples import Samples, read_image
+from pipeline.experiment import Augmentation, TrainSettings
 from pipeline.masks import crop_to_rle
 from pipeline.records import Dataset, Image, Instance
 
@@ -120,15 +120,6 @@ def test_an_image_without_instances_gives_an_empty_sample(tmp_path: Path) -> Non
     dataset.instances = []
     sample = Samples(dataset, TrainSettings(crop=64), 0, 2)[0]
     assert sample.boxes.shape == (0, 4) and sample.labels.shape == (0,) and len(sample.masks) == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "args", "words"),
-    [("HEStian", {}, "HEStain"), ("GaussNoise", {"strength": 3}, "GaussNoise")],
-)
-def test_an_unknown_augmentation_is_named(name: str, args: dict, words: str) -> None:
-    with pytest.raises(ExperimentError, match=words):
-        augmentation([Augmentation(name=name, args=args)], 0)
 
 
 def test_images_of_every_kind_become_rgb(tmp_path: Path) -> None:

@@ -61,12 +61,14 @@ def test_a_row_is_added_once_and_a_later_run_again(tmp_path: Path) -> None:
 
 def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
     experiment, layout = run_of(tmp_path, {"plain-0": 0.2, "plain-1": 0.3, "other": 0.5})
-    lines = papers.table(papers.rows_of(experiment, layout), "try").splitlines()
-    assert lines[0] == "| model | trainings | iterations | minutes | score |"
+    rows = papers.rows_of(experiment, layout)
+    commit = rows[0]["commit"]
+    lines = papers.table(rows, "try").splitlines()
+    assert lines[0] == "| model | commit | trainings | iterations | minutes | score |"
     assert lines[2:] == [
-        "| plain | 2 | 70 | 1.5 | 0.250 (0.200 to 0.300) |",
-        "| other | 1 | 70 | 1.5 | 0.500 |",
-        "| ensemble |  |  |  | 0.900 |",
+        f"| plain | {commit} | 2 | 70 | 1.5 | 0.250 (0.200 to 0.300) |",
+        f"| other | {commit} | 1 | 70 | 1.5 | 0.500 |",
+        f"| ensemble | {commit} |  |  |  | 0.900 |",
     ]
 
 
@@ -97,7 +99,7 @@ def test_the_table_of_a_run_is_shown_and_kept_nowhere_or_where_one_likes(
         papers.main()
         return capsys.readouterr().out
 
-    assert "| plain | 1 | 70 | 1.5 | 0.250 |" in call("show")
+    assert "| 1 | 70 | 1.5 | 0.250 |" in call("show")
     assert "1 rows added" in call("add", "--file", str(own))
-    assert "| plain | 1 | 70 | 1.5 | 0.250 |" in call("table", "--file", str(own))
+    assert "| 1 | 70 | 1.5 | 0.250 |" in call("table", "--file", str(own))
     assert papers.DATA.read_bytes() == before

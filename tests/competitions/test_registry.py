@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from pipeline import competitions
-from pipeline.competitions import CompetitionError, check_options
+from pipeline.competitions import CompetitionError, Option, chosen_options
 
 
 def test_every_name_gives_a_competition_of_that_name() -> None:
@@ -29,9 +30,34 @@ def test_what_is_no_competition_is_not_imported(name: str) -> None:
 
 
 def test_unknown_option_gives_the_nearest() -> None:
-    check_options("vrdl2021", {"group": "site"}, ["group"])
+    known = competitions.get("vrdl2021").options
+    assert chosen_options("vrdl2021", known, {"group": "patient"}) == {"group": "patient"}
+    assert chosen_options("vrdl2021", known, {}) == {"group": "site"}
     with pytest.raises(CompetitionError, match="groups.*did you mean 'group'"):
-        check_options("vrdl2021", {"groups": "site"}, ["group"])
+        chosen_options("vrdl2021", known, {"groups": "site"})
+    with pytest.raises(CompetitionError, match="vrdl2025 has no such option; it has none"):
+        chosen_options("vrdl2025", {}, {"group": "site"})
+
+
+@pytest.mark.parametrize(
+    "option, good, bad, expected",
+    [
+        (Option("a", "", ("a", "b")), ["a", "b"], ["c", 1, None, []], "'a' or 'b'"),
+        (Option(False, "", (True, False)), [True, False], [0, 1, "no", None], "true or false"),
+        (Option(None, "", (1, 2)), [1, 2, None], [3, True, "1"], "1 or 2"),
+        (Option(4, "", least=2), [2, 400], [1, 2.0, True, "2", None], "a whole number of at least 2"),
+        (Option(None, "", least=1), [1, None], [0], "a whole number of at least 1"),
+    ],
+)
+def test_options_take_only_what_they_may_be(option: Option, good: list[Any], bad: list[Any], expected: str) -> None:
+    assert [option.fault(value) for value in good] == [""] * len(good)
+    assert [option.fault(value) for value in bad] == [expected] * len(bad)
+
+
+@pytest.mark.parametrize("name", competitions.names())
+def test_every_option_says_what_it_means_and_has_a_default_it_takes(name: str) -> None:
+    for key, option in competitions.get(name).options.items():
+        assert option.about and not option.fault(option.default), key
 
 
 def test_scoring_and_validating_need_no_heavy_import() -> None:

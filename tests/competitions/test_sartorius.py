@@ -237,7 +237,7 @@ def test_what_cannot_be_survived(tmp_path: Path, files: dict[str, bytes], expect
     [
         ({"fil_holes": True}, "did you mean 'fill_holes'"),
         ({"fill_holes": "yes"}, "fill_holes is 'yes'; it must be true or false"),
-        ({"group": "plate"}, "group is 'plate'; it must be one of well, sample, culture"),
+        ({"group": "plate"}, "group is 'plate'; it must be 'well', 'sample' or 'culture'"),
         ({"livecell": "nowhere.json"}, "data.options.livecell: .*nowhere.json"),
     ],
 )

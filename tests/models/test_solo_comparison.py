@@ -33,7 +33,8 @@ def test_the_network_is_shown_squares_as_large_as_it_learnt_from() -> None:
     """SOLO's grid divides what it is shown."""
     drawn, nuclei, streets = (load(f"papers/{name}") for name in ("solo-drawn", "solo-dsb2018", "cityscapes-solo"))
     assert drawn.train.crop == drawn.data.options["size"] and drawn.train.scale == (1, 1)
-    assert nuclei.predict.tile is not None and nuclei.predict.tile.size == nuclei.train.crop
+    assert nuclei.predict.tile is not None and nuclei.predict.views == ["identity@2.0"]
+    assert 2 * nuclei.predict.tile.size == nuclei.train.crop
     assert streets.predict.tile is not None and streets.predict.views == ["identity@0.65625"]
     assert streets.predict.tile.size * streets.train.scale[0] == streets.train.crop
 

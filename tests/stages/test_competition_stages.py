@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.competitions import CompetitionError, synthetic
 from pipeline.competitions.synthetic import COMPETITION, TRUTH
-from pipeline.experiment import Experiment, Layout
+from pipeline.experiment import Experiment, Layout, SubmissionSettings
 from pipeline.folds import FoldsError, read_csv, read_folds
 from pipeline.masks import crop_to_rle, rle_to_crop
 from pipeline.records import Dataset, Detections, Image, Instance
@@ -242,11 +242,27 @@ def test_score_by_size_looks_at_each_size_alone() -> None:
     table = np.array(boxes[:3], np.int32)
     grids = [np.full((s, s), 255, np.uint8) for s in sides[:3]]
     found = Detections.build(1, np.ones(3, np.int64), np.array([0.9, 0.8, 0.7]), table, table, grids, "m")
-    by_size = score._by_size(truth, found, 100)
+    by_size = score._by_size(truth, found.to_coco({1: (200, 1000)}), 100)
     assert by_size.keys() == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert by_size["APs"] == pytest.approx(1) and by_size["APl"] == 0
     assert by_size["APm"] == pytest.approx(51 / 101)  # precision 1 up to a recall of one half
     assert by_size["AP"] == pytest.approx(61 / 101)
+
+
+def test_cocos_numbers_are_of_what_would_be_submitted() -> None:
+    """A detection whose mask is empty stands in no submission, so it is no false one either."""
+    box = (20, 20, 40, 40)
+    square = np.ones((20, 20), np.uint8)
+    rle = crop_to_rle(square, box, (100, 100), 1)
+    truth = Dataset(
+        [Image(1, "1.png", 100, 100)], dict(COMPETITION.categories), [Instance(1, 1, 1, rle, (20, 20, 20, 20), 400.0)]
+    )
+    boxes = np.array([box, box], np.int32)
+    grids = [np.zeros((20, 20), np.uint8), square * 255]
+    found = Detections.build(1, np.ones(2, np.int64), np.array([0.9, 0.8]), boxes, boxes, grids, "m/0/identity")
+    standing = score._standing(COMPETITION, truth, found, SubmissionSettings(), {1: 0}, choose=True)
+    assert [standing[name] for name in ("score", "AP50", "APs")] == pytest.approx([1, 1, 1])
+    assert standing["curves"]["round"]["precision"][0] == 1
 
 
 def test_only_the_folds_that_were_trained_are_scored(layout: Layout) -> None:
