@@ -461,6 +461,20 @@ def test_a_config_of_another_framework_is_told_before_anything_runs(project: Toy
     assert "models.a: " in done.stderr and "write framework: detectron2" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("data.options.sise=128", "data.options.sise: marks has no such option (did you mean 'size'?)"),
+        ("data.options.size=8", "data.options.size is 8; it must be a whole number of at least 64"),
+        ("train.augment=[{name: HEStian}]", "train.augment: albumentations has no 'HEStian' (did you mean 'HEStain'?)"),
+    ],
+)
+def test_what_a_stage_would_refuse_is_told_before_anything_runs(project: ToyProject, setting: str, told: str) -> None:
+    for words in (["--dry-run"], []):
+        done = project.call("run", "toy", *words, "--set", setting)
+        assert done.returncode == 1 and done.stderr.splitlines() == [f"[run] error: {told}"]
+
+
 def test_a_setting_that_a_model_has_of_its_own_is_told(project: ToyProject) -> None:
     words = ["--set", "models.a.train.iterations=7", "--set", "train.iterations=5"]
     done = project.call("run", "toy", "--dry-run", *words)

@@ -141,7 +141,10 @@ def run(experiment, layout):
 }
 
 _COMPETITION = """
+from pipeline.competitions import Option
+
 class Marks:
+    options = {"size": Option(256, "side of an image", least=64)}
     name, metric, suffix, max_detections = "marks", "marks", ".zip", None
     def read(self, path, options, seed, target): return 1
     def stratum(self, image): return ""
