@@ -115,19 +115,20 @@ def read(path: Path = DATA) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
-    """Markdown: a line for each model, the seeds of one together; of a model that was added twice, the later row. An ensemble is
-    of the models whose rows are of its commit, which need not be all that the table has.
+    """Markdown: a line for each model, the seeds of one together; of a model that was added twice with the same iterations,
+    batch, options and folds, the later row. An ensemble is of the models whose rows are of its commit, which need not be all
+    that the table has.
 
     Raises:
         ExperimentError: there is nothing of the experiment, or of a measure.
     """
-    latest = {row["model"]: row for row in rows if row["experiment"] == experiment}
+    latest = {_what(row): row for row in rows if row["experiment"] == experiment}
     if not latest:
         kept = ", ".join(sorted({row["experiment"] for row in rows})) or "none"
         raise ExperimentError(f"no row of {experiment!r} was added; there are rows of: {kept}")
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for name, row in latest.items():
-        groups.setdefault(re.sub(r"-\d+$", "", name), []).append(row)
+    for (name, *settings), row in latest.items():
+        groups.setdefault(json.dumps([re.sub(r"-\d+$", "", name), *settings]), []).append(row)
     shown = [m for m in measures if any(m in row["measures"] for row in latest.values())]
     absent = [m for m in measures if m not in shown and m not in MEASURES]
     if absent:
@@ -139,10 +140,11 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         + " |",
         "|---" * (5 + len(shown)) + "|",
     ]
-    for name, members in groups.items():
+    for members in groups.values():
+        name, options = re.sub(r"-\d+$", "", members[0]["model"]), members[0].get("options")
         seconds = [s for row in members for s in row.get("seconds", [])]
         cells = [
-            name,
+            f"{name}, {', '.join(f'{k}: {v}' for k, v in options.items())}" if options else name,
             ", ".join(dict.fromkeys(row["commit"] for row in members)),
             str(len(seconds)) if seconds else "",
             str(members[0].get("iterations", "")),
@@ -151,6 +153,12 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row is of: the model, and what of its settings was changed from run to run."""
+    settings = (row.get("iterations"), row.get("batch"), json.dumps(row.get("options")), json.dumps(row.get("folds")))
+    return (row["model"], *settings)
 
 
 def _cell(values: list[float]) -> str:

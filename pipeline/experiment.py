@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -72,6 +72,9 @@ class Augmentation(Settings):
     """The class's own arguments."""
 
 
+Factor = Annotated[float, Field(gt=0, lt=1)]
+
+
 class TrainSettings(Settings):
     """One training. Lengths are in iterations, sizes in pixels of the network's input."""
 
@@ -83,6 +86,8 @@ class TrainSettings(Settings):
     """Side of what the network is shown in training."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Images are resized by a factor drawn (log-uniformly) from this range, smallest first, before the crop is cut."""
+    scales: list[Annotated[float, Field(gt=0)]] = []
+    """Factors of which one is drawn instead, each as often; the range does not count then."""
     augment: list[Augmentation] = []
     """Applied to the crops in this order, by both frameworks."""
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
@@ -90,13 +95,19 @@ class TrainSettings(Settings):
     learning_rate: float = Field(1e-3, gt=0)
     """The highest, after the warm-up."""
     weight_decay: float = Field(0.05, ge=0)
-    """Of weights, not of norms and biases. AdamW's is decoupled, so that with 0 it is Adam."""
+    """Of weights, not of norms. AdamW's is decoupled, so that with 0 it is Adam."""
+    bias_decay: bool = False
+    """Biases decay as weights do."""
     warmup: int = Field(50, ge=0)
     """Iterations in which the rate rises, half of all at most."""
+    warmup_start: float = Field(0.01, gt=0, le=1)
+    """What it rises from, as a part of the highest."""
     schedule: Literal["cosine", "multistep"] = "cosine"
     """How the rate falls after that: along half a cosine to a hundredth, or in steps."""
     milestones: list[int] = []
-    """The iterations at which the rate falls to a tenth; multistep needs them."""
+    """The iterations at which the rate falls; multistep needs them."""
+    decay: Factor | list[Factor] = 0.1
+    """What it is multiplied by at a milestone: one number, or one for each milestone."""
     clip: float | None = Field(10.0, gt=0)
     """Largest gradient norm; null for no limit."""
     ema: float | None = Field(None, gt=0, lt=1)
@@ -113,7 +124,9 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _steps_are_given(self) -> TrainSettings:
         if self.schedule == "multistep" and not self.milestones:
-            raise ValueError("schedule multistep needs milestones, the iterations at which the rate falls to a tenth")
+            raise ValueError("schedule multistep needs milestones, the iterations at which the rate falls")
+        if isinstance(self.decay, list) and len(self.decay) != len(self.milestones):
+            raise ValueError(f"decay has {len(self.decay)} numbers for {len(self.milestones)} milestones")
         return self
 
     @field_validator("scale")

@@ -206,7 +206,7 @@ def _optimizer(settings: TrainSettings) -> dict[str, Any]:
     wrapper: dict[str, Any] = {
         "type": "AmpOptimWrapper" if settings.amp and torch.cuda.is_available() else "OptimWrapper",
         "optimizer": optimizer,
-        "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0},
+        "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": float(settings.bias_decay)},
     }
     if settings.clip is not None:
         wrapper["clip_grad"] = {"max_norm": settings.clip}
@@ -217,7 +217,8 @@ def _schedule(settings: TrainSettings) -> list[dict[str, Any]]:
     warmup = min(settings.warmup, settings.iterations // 2)
     steps: list[dict[str, Any]] = []
     if warmup:
-        steps.append({"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warmup})
+        start = settings.warmup_start
+        steps.append({"type": "LinearLR", "start_factor": start, "by_epoch": False, "begin": 0, "end": warmup})
     if settings.schedule == "cosine":
         steps.append(
             {
@@ -226,7 +227,9 @@ def _schedule(settings: TrainSettings) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     else:
-        steps.append({"type": "MultiStepLR", "milestones": list(settings.milestones), "gamma": 0.1, "by_epoch": False})
+        factors = settings.decay if isinstance(settings.decay, list) else [settings.decay] * len(settings.milestones)
+        for milestone, factor in zip(settings.milestones, factors, strict=True):
+            steps.append({"type": "MultiStepLR", "milestones": [milestone], "gamma": factor, "by_epoch": False})
     return steps
 
 

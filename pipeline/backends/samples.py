@@ -145,6 +145,8 @@ class Samples:
 
         low, high = self.settings.scale
         scale = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        if self.settings.scales:
+            scale = float(rng.choice(self.settings.scales))
         side = max(round(self.settings.crop / scale), 8)
         for _ in range(10):  # a window with something to learn from, if there is one nearby
             x0, y0 = (_place(rng, length, side) for length in (image.shape[1], image.shape[0]))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from pipeline import backends
@@ -122,6 +123,28 @@ def test_the_learning_rate_follows_its_schedule(tmp_path: Path, optimizer: str) 
     rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rates[0] < rates[2] < rates[8] == pytest.approx(0.1)
     assert rates[13] == pytest.approx(0.01) and rates[-1] == pytest.approx(0.001)
+
+
+def test_each_milestone_has_its_own_factor_and_the_warm_up_its_start(tmp_path: Path) -> None:
+    settings = {"schedule": "multistep", "milestones": [8, 14], "decay": [0.5, 0.2], "learning_rate": 0.1}
+    engine.run(Brightness(), collate, job(tmp_path, log_every=1, warmup=4, warmup_start=0.001, **settings))
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates[0] == pytest.approx(0.1 * (0.001 + 0.999 / 3))  # of the second of four steps from a thousandth up
+    assert [rates[k] for k in (6, 10, 16)] == pytest.approx([0.1, 0.05, 0.01])
+
+
+@pytest.mark.parametrize("decays", [False, True])
+def test_biases_decay_where_it_is_asked_for(decays: bool) -> None:
+    """Without a gradient a step of SGD is the decay alone."""
+    network = nn.Conv2d(1, 1, 1)
+    nn.init.ones_(network.bias)
+    wrapper = build_optim_wrapper(
+        network, engine._optimizer(TrainSettings(optimizer="SGD", weight_decay=0.5, bias_decay=decays))
+    )
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    wrapper.optimizer.step()
+    assert network.bias.item() == pytest.approx(1 - 0.001 * 0.5 * decays)
 
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training samples: no instance lost, none moved, and the same sample for the same seed and number."""
 
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -120,6 +121,18 @@ def test_an_image_without_instances_gives_an_empty_sample(tmp_path: Path) -> Non
     dataset.instances = []
     sample = Samples(dataset, TrainSettings(crop=64), 0, 2)[0]
     assert sample.boxes.shape == (0, 4) and sample.labels.shape == (0,) and len(sample.masks) == 0
+
+
+def test_one_of_the_listed_scales_is_drawn(tmp_path: Path) -> None:
+    """A square of 16 pixels comes at two sizes and at no other."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "square.png"), image)
+    rle = crop_to_rle(np.ones((16, 16), np.uint8), (24, 24, 40, 40), (64, 64), 1)
+    truth = [Instance(1, 1, 1, rle, (24, 24, 16, 16), 256.0)]
+    dataset = Dataset([Image(1, "square.png", 64, 64)], {1: "square"}, truth, root=tmp_path)
+    samples = Samples(dataset, TrainSettings(crop=256, scale=(3, 3), scales=[0.5, 2.0]), 0, 30)
+    sides = Counter(float(samples[i].boxes[0, 2] - samples[i].boxes[0, 0]) for i in range(30))
+    assert sides.keys() == {8.0, 32.0} and min(sides.values()) > 5
 
 
 def test_images_of_every_kind_become_rgb(tmp_path: Path) -> None:

@@ -25,6 +25,15 @@ def test_the_paper_s_data_and_one_held_out_fold(name: str) -> None:
         assert experiment.views(model, "oof") == experiment.views(model, "test") == ["identity"]
 
 
+def test_the_full_experiment_has_the_paper_s_own_sizes() -> None:
+    full = load("papers/digits-full")
+    query, unet = (full.train_settings(name) for name in ("seq2seg", "hungarian-unet"))
+    assert (query.iterations, query.batch, query.learning_rate, query.warmup) == (11256, 64, 1e-4, 0)
+    assert query.milestones == [query.iterations]  # a constant rate
+    assert unet.iterations == 30 * 123 and unet.batch == 24
+    assert unet.milestones == [10 * 123, 20 * 123] and unet.decay == [0.5, 0.2]  # 1e-3, 5e-4, 1e-4
+
+
 def test_easy_and_hard_differ_in_the_data_alone() -> None:
     easy, hard = (load(f"papers/{name}").model_dump(exclude={"name", "description"}) for name in PAPERS[:2])
     assert easy["data"]["options"].pop("touching") != hard["data"]["options"].pop("touching")
