@@ -52,6 +52,20 @@ def test_as_many_weights_as_in_the_paper() -> None:
         assert round((count(Seq2Seg(19)) + pooler + more_positions + token_types) / 1e6, 1) == 47.8
 
 
+def test_queries_in_another_order_are_instances_in_another_order() -> None:
+    """Queries carry no position, so that all that tells them apart is their embedding."""
+    network = made("queries").eval()
+    assert isinstance(network, QuerySeq2Seg) and network.encoder.queries is not None
+    order = torch.tensor([3, 0, 4, 1, 2])
+    with torch.no_grad():
+        classes, masks = network(images(2, 3, 32, 48))
+        network.encoder.queries.copy_(network.encoder.queries[:, order].clone())
+        again, moved = network(images(2, 3, 32, 48))
+    assert not torch.allclose(classes[:, order], classes)
+    torch.testing.assert_close(again, classes[:, order])
+    torch.testing.assert_close(moved, masks[:, order])
+
+
 @pytest.mark.parametrize(
     "make",
     [
