@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pipeline import codeversion
+from pipeline import codeversion, competitions
 from pipeline.backends import catalog
 from pipeline.experiment import NOT_IN_THE_RESULT, Experiment, ExperimentError, digest
 
@@ -39,7 +39,8 @@ def settings(stage: str, experiment: Experiment, model: str = "", fold: str = ""
 
 def _slice(stage: str, experiment: Experiment, model: str, fold: str, part: str) -> Any:
     if stage == "prepare":
-        return experiment.competition, experiment.data.options, experiment.seed, _signature(experiment.data_path())
+        options = competitions.chosen_options(competitions.get(experiment.competition).options, experiment.data.options)
+        return experiment.competition, options.model_dump(), experiment.seed, _signature(experiment.data_path())
     if stage == "split":
         return experiment.competition, experiment.folds.count, experiment.folds.repeats, experiment.seed
     if stage == "train":

@@ -72,9 +72,6 @@ class Augmentation(Settings):
     """The class's own arguments."""
 
 
-Factor = Annotated[float, Field(gt=0, lt=1)]
-
-
 class TrainSettings(Settings):
     """One training. Lengths are in iterations, sizes in pixels of the network's input."""
 
@@ -87,7 +84,7 @@ class TrainSettings(Settings):
     scale: tuple[float, float] = (1.0, 1.0)
     """Images are resized by a factor drawn (log-uniformly) from this range, smallest first, before the crop is cut."""
     scales: list[Annotated[float, Field(gt=0)]] = []
-    """Factors of which one is drawn instead, each as often; the range does not count then."""
+    """Factors above 0 of which one is drawn instead, each as often; the range does not count then."""
     augment: list[Augmentation] = []
     """Applied to the crops in this order, by both frameworks."""
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
@@ -106,8 +103,8 @@ class TrainSettings(Settings):
     """How the rate falls after that: along half a cosine to a hundredth, or in steps."""
     milestones: list[int] = []
     """The iterations at which the rate falls; multistep needs them."""
-    decay: Factor | list[Factor] = 0.1
-    """What it is multiplied by at a milestone: one number, or one for each milestone."""
+    decay: float | list[float] = 0.1
+    """What it is multiplied by at a milestone, above 0 and below 1: one number, or one for each milestone."""
     clip: float | None = Field(10.0, gt=0)
     """Largest gradient norm; null for no limit."""
     ema: float | None = Field(None, gt=0, lt=1)
@@ -128,6 +125,14 @@ class TrainSettings(Settings):
         if isinstance(self.decay, list) and len(self.decay) != len(self.milestones):
             raise ValueError(f"decay has {len(self.decay)} numbers for {len(self.milestones)} milestones")
         return self
+
+    @field_validator("decay", mode="before")
+    @classmethod
+    def _are_factors(cls, value: Any) -> Any:
+        for factor in value if isinstance(value, list) else [value]:
+            if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor < 1:
+                raise ValueError("a number above 0 and below 1, or a list of such")
+        return value
 
     @field_validator("scale")
     @classmethod
@@ -300,7 +305,14 @@ class Experiment(Settings):
                     settings(name)
                 except ValidationError as error:
                     # pydantic would pass this one on without saying which model it is about
-                    raise ValueError("\n  ".join(_explain(error, ("models", name, group)))) from error
+                    lines = explain(error, type(getattr(self, group)), ("models", name, group))
+                    raise ValueError("\n  ".join(lines)) from error
+            own = self.models[name].train
+            if "scale" in own and self.train.scales and own.get("scales") is None:
+                raise ValueError(
+                    f"models.{name}.train.scale would do nothing: the experiment's train.scales stands before it; "
+                    "say scales: [] beside it"
+                )
         unknown = set(self.fusion.weights) - set(self.models)
         if unknown:
             raise ValueError(
@@ -429,7 +441,7 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
     try:
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        raise ExperimentError(f"{path}:\n" + "\n".join(f"  {line}" for line in _explain(error))) from error
+        raise ExperimentError(f"{path}:\n" + "\n".join(f"  {line}" for line in explain(error, Experiment))) from error
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -441,35 +453,40 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _explain(error: ValidationError, above: tuple[str, ...] = ()) -> list[str]:
-    """A line for each problem. `above` is where in the experiment the settings stand that are wrong."""
+def explain(error: ValidationError, inside: type[BaseModel], above: tuple[str, ...] = ()) -> list[str]:
+    """A line for each problem of settings that are wrong.
+
+    Args:
+        inside: whose settings they are.
+        above: where in the experiment they stand.
+    """
     lines = []
     for problem in error.errors():
-        location = [*above, *(str(part) for part in problem["loc"])]
-        where = ".".join(location)
+        location = [str(part) for part in problem["loc"]]
+        where = ".".join([*above, *location])
         if problem["type"] == "extra_forbidden":
-            known = list(_settings_at(location[:-1]).model_fields)
-            lines.append(f"unknown setting {where}{nearest(location[-1], known)}; known here: {', '.join(known)}")
+            known = list(_settings_at(location[:-1], inside).model_fields)
+            has = f"known here: {', '.join(known)}" if known else "there is none here"
+            lines.append(f"unknown setting {where}{nearest(location[-1], known)}; {has}")
         elif problem["type"] == "missing":
             lines.append(f"{where} is missing")
-        elif not location:  # of the experiment as a whole
+        elif not location:  # of the settings as a whole
             lines.append(problem["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')} (it is {problem['input']!r})"[:600])
     return lines
 
 
-def _settings_at(location: list[str]) -> type[BaseModel]:
-    """The settings class that holds the keys at a place in the experiment. A model's `train` and `predict` are mappings there,
-    whose keys are those of the experiment's."""
-    found: type[BaseModel] = Experiment
-    for key in location:
-        for where in (found, Experiment):
-            inner = groups_in(where.model_fields[key].annotation) if key in where.model_fields else []
-            if inner:
-                found = inner[0][0]
-                break
-    return found
+def _settings_at(location: list[str], inside: type[BaseModel]) -> type[BaseModel]:
+    """The settings class that holds the keys at a place below another."""
+    steps = iter(location)
+    for key in steps:
+        found = groups_in(inside.model_fields[key].annotation) if key in inside.model_fields else []
+        if found:
+            inside, suffix = found[0]
+            if suffix:
+                next(steps, None)  # a name of the user's own, or a place in a list
+    return inside
 
 
 def groups_in(annotation: Any) -> list[tuple[type[BaseModel], str]]:

@@ -93,7 +93,7 @@ def run(
     for line in left_out:
         log.info("%s", line)
     competition = competitions.get(experiment.competition, experiment.submission.counted)
-    competitions.chosen_options(competition.name, competition.options, experiment.data.options)
+    competitions.chosen_options(competition.options, experiment.data.options)
     catalog.check(experiment)
     if not all(path.exists() for path in (layout.train_json, layout.test_json, layout.integrity)):
         experiment.data_path()  # raises where there are no data to make them from

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -77,17 +77,11 @@ def groups(settings: type[BaseModel] = Experiment, name: str = "") -> Iterator[G
 
 
 def competition_groups() -> Iterator[Group]:
-    """The options of each competition that has any, below ``data.options``."""
+    """The options of each competition, below ``data.options``."""
     for name in competitions.names():
-        competition = competitions.get(name)
-        rows = []
-        for key, option in competition.options.items():
-            kind = _literal(option.choices)
-            if option.least is not None:
-                kind = f"{_type(int)}, ≥ {option.least}"
-            rows.append(Setting(f"data.options.{key}", kind, _as_yaml(option.default), _text(option.about)))
-        if rows:
-            yield Group(OPTIONS_OF + name, "", rows)
+        options = competitions.get(name).options
+        (group,) = groups(options, "data.options")
+        yield Group(OPTIONS_OF + name, group.about if group.settings else "It has none.", group.settings)
 
 
 def reference(part: str | None = None) -> str:
@@ -119,6 +113,8 @@ def reference(part: str | None = None) -> str:
 def _section(group: Group) -> str:
     title = f"## {group.name}" if group.name else "## The file"
     lines = [title, "", *([group.about, ""] if group.about else [])]
+    if not group.settings:
+        return "\n".join(lines[:-1]) + "\n"
     lines += ["| setting | | default | |", "|---|---|---|---|"]
     for s in group.settings:
         default = "**must be given**" if s.default is None else f"`{s.default}`"
@@ -142,7 +138,7 @@ def _bounds(field: FieldInfo) -> Iterator[tuple[str, Any]]:
             if isinstance(item, cls):
                 yield sign, getattr(item, value)
         if isinstance(item, MinLen):
-            yield "at least", item.min_length
+            yield "length ≥", item.min_length
 
 
 def _type(annotation: Any) -> str:
@@ -150,7 +146,7 @@ def _type(annotation: Any) -> str:
     if origin is Annotated:
         return _type(arguments[0])
     if origin is Literal:
-        return _literal(arguments)
+        return " or ".join(f"`{_as_yaml(value)}`" for value in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(inner) for inner in arguments)
     if origin is list:
@@ -162,10 +158,6 @@ def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "group"
     return {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}[annotation]
-
-
-def _literal(values: Sequence[Any]) -> str:
-    return " or ".join(f"`{_as_yaml(value)}`" for value in values)
 
 
 def _default(field: FieldInfo) -> str | None:

@@ -464,8 +464,8 @@ def test_a_config_of_another_framework_is_told_before_anything_runs(project: Toy
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("data.options.sise=128", "data.options.sise: marks has no such option (did you mean 'size'?); it has size"),
-        ("data.options.size=8", "data.options.size is 8; it must be a whole number of at least 64"),
+        ("data.options.sise=128", "unknown setting data.options.sise (did you mean 'size'?); known here: size"),
+        ("data.options.size=8", "data.options.size: Input should be greater than or equal to 64 (it is 8)"),
         ("train.augment=[{name: HEStian}]", "train.augment: albumentations has no 'HEStian' (did you mean 'HEStain'?)"),
     ],
 )

@@ -44,6 +44,10 @@ def test_its_defaults_are_what_an_experiment_has_that_names_none() -> None:
             assert yaml.safe_load(default) == plain and type(yaml.safe_load(default)) is type(plain), name
 
 
+def test_a_competition_without_options_says_so() -> None:
+    assert settings.reference("vrdl2025") == "## data.options of vrdl2025\n\nIt has none.\n"
+
+
 def test_a_part_is_a_group_or_the_settings_of_that_name() -> None:
     group = written(settings.reference("predict.tile"))
     assert list(group) == ["predict.tile.size", "predict.tile.overlap"]

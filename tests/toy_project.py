@@ -141,10 +141,14 @@ def run(experiment, layout):
 }
 
 _COMPETITION = """
-from pipeline.competitions import Option
+from pydantic import Field
+from pipeline.competitions import Options
+
+class Sizes(Options):
+    size: int = Field(256, ge=64)
 
 class Marks:
-    options = {"size": Option(256, "side of an image", least=64)}
+    options = Sizes
     name, metric, suffix, max_detections = "marks", "marks", ".zip", None
     def read(self, path, options, seed, target): return 1
     def stratum(self, image): return ""

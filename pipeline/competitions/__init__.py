@@ -12,8 +12,11 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
+from pydantic import ConfigDict, ValidationError
+
+from pipeline.experiment import Settings, explain
 from pipeline.records import Dataset, Detections, Image
 
 
@@ -69,32 +72,10 @@ class Prepared:
     integrity: Integrity
 
 
-@dataclass(frozen=True)
-class Option:
-    """One of a competition's settings, which an experiment gives below ``data.options``.
+class Options(Settings):
+    """What an experiment may set below ``data.options``; a competition that has options has its own class of them."""
 
-    Attributes:
-        default: what holds where it is not given; None where that hangs on the data or on other options, which `about` says.
-        about: what it means.
-        choices: the values that it may have; empty where those are no short list.
-        least: of a whole number.
-    """
-
-    default: Any
-    about: str
-    choices: tuple[Any, ...] = ()
-    least: int | None = None
-
-    def fault(self, value: Any) -> str:
-        """What the option must be, which `value` is not; empty where nothing speaks against it."""
-        if value is None and self.default is None:
-            return ""
-        if self.choices and not any(value == choice and type(value) is type(choice) for choice in self.choices):
-            shown = [str(c).lower() if isinstance(c, bool) else repr(c) for c in self.choices]
-            return f"{', '.join(shown[:-1])} or {shown[-1]}"
-        if self.least is not None and (type(value) is not int or value < self.least):
-            return f"a whole number of at least {self.least}"
-        return ""
+    model_config = ConfigDict(strict=True)
 
 
 class Competition(Protocol):
@@ -108,7 +89,7 @@ class Competition(Protocol):
         max_detections: how many of an image's best-ranked detections (per class) the metric looks at; None for all.
         ranked: whether the metric ranks masks by their scores. Where it does not, every false mask costs, however low its
             score, and `tune` chooses the score below which masks are left out.
-        options: its settings by name.
+        options: the class of its settings.
         ious: the overlaps with a truth at which the metric asks whether a mask is right; what tuning measures at.
     """
 
@@ -121,7 +102,7 @@ class Competition(Protocol):
     @property
     def download(self) -> str: ...
     @property
-    def options(self) -> Mapping[str, Option]: ...
+    def options(self) -> type[Options]: ...
     @property
     def max_detections(self) -> int | None: ...
     @property
@@ -237,22 +218,16 @@ def get(name: str, counted: int | None = None) -> Competition:
     return cast(Competition, competition.counting(counted))
 
 
-def chosen_options(name: str, known: Mapping[str, Option], options: Mapping[str, Any]) -> dict[str, Any]:
+Chosen = TypeVar("Chosen", bound=Options)
+
+
+def chosen_options(known: type[Chosen], options: Mapping[str, Any]) -> Chosen:
     """A competition's options as an experiment chooses them (its ``data.options``), the rest as they are by default.
 
-    Args:
-        name: the competition's.
-        known: its `options`.
-
     Raises:
-        CompetitionError: an option that it does not have, and the nearest; a value that an option cannot have.
+        CompetitionError: an option that the competition does not have, and the nearest; a value that one cannot have.
     """
-    for key, value in options.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise CompetitionError(f"data.options.{key}: {name} has no such option{hint}; {has}")
-        if fault := known[key].fault(value):
-            raise CompetitionError(f"data.options.{key} is {value!r}; it must be {fault}")
-    return {key: option.default for key, option in known.items()} | dict(options)
+    try:
+        return known.model_validate(dict(options))
+    except ValidationError as error:
+        raise CompetitionError("\n  ".join(explain(error, known, ("data", "options")))) from error

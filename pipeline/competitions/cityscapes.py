@@ -25,11 +25,12 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, field_validator
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import cityscapes_results, coco_fix, coco_results, coco_score
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -66,19 +67,36 @@ IMAGE, INSTANCES = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 
 SPLITS = ("train", "val", "test")
 
-OPTIONS = {
-    "classes": Option(8, "8, 5 (those with most instances) or a list of names"),
-    "group": Option("city", "what the folds must not split", ("city", "sequence")),
-    "train": Option("train", "the split to learn from", SPLITS),
-    "test": Option(None, "the split to predict; test, or val where the test images are not there", SPLITS),
-    "train_images": Option(None, "only so many, drawn by the seed; all by default", least=1),
-    "test_images": Option(None, "only so many, drawn by the seed; all by default", least=1),
-}
+
+class CityscapesOptions(Options):
+    """Which scenes and classes, and what the folds must not split."""
+
+    classes: int | list[str] = 8
+    """8, 5 (those with most instances) or a list of names."""
+    group: Literal["city", "sequence"] = "city"
+    """What the folds must not split."""
+    train: Literal["train", "val", "test"] = "train"
+    """The split to learn from."""
+    test: Literal["train", "val", "test"] | None = None
+    """The split to predict; null for test, or for val where the test images are not there."""
+    train_images: int | None = Field(None, ge=1)
+    """Only so many, drawn by the seed; null for all."""
+    test_images: int | None = Field(None, ge=1)
+    """Only so many, drawn by the seed; null for all."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _are_known(cls, value: Any) -> Any:
+        if type(value) is int and value in (5, 8):
+            return value
+        if not isinstance(value, list) or not value or not all(name in THINGS.values() for name in value):
+            raise ValueError(f"8, 5, or a list of {', '.join(THINGS.values())}")
+        return value
 
 
 class Cityscapes(CocoCompetition):
     name = "cityscapes"
-    options = OPTIONS
+    options = CityscapesOptions
     metric = coco_score.metric()
     member = "results.json"
     ious: Sequence[float] = IOUS
@@ -99,9 +117,9 @@ class Cityscapes(CocoCompetition):
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read images and instances, and make the semantic maps. `options`: see `OPTIONS`."""
-        options = chosen_options(self.name, self.options, options)
-        categories = _classes(options["classes"])
+        """Read images and instances, and make the semantic maps. `options`: see `CityscapesOptions`."""
+        chosen = chosen_options(self.options, options)
+        categories = _classes(chosen.classes)
         if path is None:
             raise CompetitionError(
                 "cityscapes needs its files: set data.path in the experiment file or pass --data PATH"
@@ -117,17 +135,17 @@ class Cityscapes(CocoCompetition):
                 raise CompetitionError(
                     f"{path} holds no *{IMAGE}; is it the folder with leftImg8bit and gtFine? It has {top}"
                 )
-            chosen = _splits(frames, options)
+            splits = _splits(frames, chosen)
             parts = []
-            for part, split in zip(("train", "test"), chosen, strict=True):
+            for part, split in zip(("train", "test"), splits, strict=True):
                 own = [frame for frame in frames if frame.split == split and frame.image]
-                own = _drawn(own, options[f"{part}_images"], f"data.options.{part}_images", seed)
-                parts.append(_part(part, own, files, categories, options["group"], target, integrity))
+                own = _drawn(own, getattr(chosen, f"{part}_images"), f"data.options.{part}_images", seed)
+                parts.append(_part(part, own, files, categories, chosen.group, target, integrity))
             train, test = parts
         if not train.images:
             reasons = "\n  ".join(str(problem) for problem in integrity.problems[:10])
             raise CompetitionError(
-                f"{path}: there is no usable training image in split {chosen[0]!r}:\n  {reasons or 'it has none'}"
+                f"{path}: there is no usable training image in split {splits[0]!r}:\n  {reasons or 'it has none'}"
             )
         if not test.images:
             text = "there are no test images: nothing will be predicted; data.options.test may name another split"
@@ -136,7 +154,7 @@ class Cityscapes(CocoCompetition):
         integrity.facts = {
             "competition": self.name,
             "source": str(path),
-            "splits": {"train": chosen[0], "test": chosen[1]},
+            "splits": {"train": splits[0], "test": splits[1]},
             "train_images": len(train.images),
             "train_instances": sum(not a.crowd for a in train.instances),
             "groups": sum(a.crowd for a in train.instances),
@@ -226,14 +244,9 @@ class Cityscapes(CocoCompetition):
         return coco_fix.fix(path, self.member, ids, categories, target)
 
 
-def _classes(option: Any) -> dict[int, str]:
-    if option in (5, 8) and not isinstance(option, bool):
+def _classes(option: int | list[str]) -> dict[int, str]:
+    if isinstance(option, int):
         return dict(THINGS if option == 8 else FIVE)
-    by_name = {name: c for c, name in THINGS.items()}
-    if not isinstance(option, list) or not option or not all(name in by_name for name in option):
-        raise CompetitionError(
-            f"data.options.classes is {option!r}; it must be 8, 5, or a list of {', '.join(by_name)}"
-        )
     return {c: name for c, name in THINGS.items() if name in option}
 
 
@@ -272,15 +285,15 @@ def _frames(files: Bundle) -> list[_Frame]:
     return found
 
 
-def _splits(frames: Sequence[_Frame], options: Mapping[str, Any]) -> tuple[str, str]:
+def _splits(frames: Sequence[_Frame], options: CityscapesOptions) -> tuple[str, str]:
     """The splits to train on and to predict."""
     there = {frame.split for frame in frames if frame.image}
-    for key in ("train", "test"):
-        if options[key] is not None and options[key] not in there:
+    for key, split in (("train", options.train), ("test", options.test)):
+        if split is not None and split not in there:
             raise CompetitionError(
-                f"data.options.{key}: there are no images of split {options[key]!r}, but of {', '.join(sorted(there))}"
+                f"data.options.{key}: there are no images of split {split!r}, but of {', '.join(sorted(there))}"
             )
-    return options["train"], options["test"] or ("test" if "test" in there else "val")
+    return options.train, options.test or ("test" if "test" in there else "val")
 
 
 def _drawn(frames: list[_Frame], count: int | None, option: str, seed: int) -> list[_Frame]:

@@ -25,7 +25,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
+from pydantic import Field
+
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import coco_fix, coco_results, coco_score, coco_stream
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -37,18 +39,6 @@ from pipeline.masks import rle_to_crop
 from pipeline.metrics.coco_ap import IOUS
 from pipeline.metrics.coco_summary import LIMITS
 from pipeline.records import Dataset, Image, Instance, compressed
-
-OPTIONS = {
-    "train": Option(None, "the annotation file to learn from; instances_train*.json by default"),
-    "train_images": Option(None, "the folder with its images; by default wherever the names are found"),
-    "test": Option(
-        None,
-        "the annotation file to predict, image_info_test-dev*.json by default, else *test*.json, else *val*.json; it may be "
-        "that of `train`, and annotations in it are not used",
-    ),
-    "test_images": Option(None, "the folder with its images; by default wherever the names are found"),
-}
-"""Files and folders go by their names in the data or the ends of these."""
 
 COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 """COCO's own 80 category ids, for test images that come without categories."""
@@ -64,9 +54,23 @@ WRONG_AREA = 2.0
 _OTHER_TASKS = re.compile(r"(captions|person_keypoints|panoptic|stuff|_results)", re.IGNORECASE)
 
 
+class CocoOptions(Options):
+    """Files and folders go by their names in the data or the ends of these."""
+
+    train: str | None = Field(None, min_length=1)
+    """The annotation file to learn from; null for instances_train*.json."""
+    train_images: str | None = Field(None, min_length=1)
+    """The folder with its images; null for wherever the names are found."""
+    test: str | None = Field(None, min_length=1)
+    """The annotation file to predict; null for image_info_test-dev*.json, else *test*.json, else *val*.json. It may be that
+    of `train`; annotations in it are not used."""
+    test_images: str | None = Field(None, min_length=1)
+    """The folder with its images; null for wherever the names are found."""
+
+
 class Coco(CocoCompetition):
     name = "coco"
-    options = OPTIONS
+    options = CocoOptions
     metric = coco_score.metric()
     ious: Sequence[float] = IOUS
     member = "detections_test-dev2017_maskfold_results.json"
@@ -91,11 +95,8 @@ class Coco(CocoCompetition):
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the annotation files and unpack the images. `options`: see `OPTIONS`."""
-        chosen_options(self.name, self.options, options)
-        for key, value in options.items():
-            if not isinstance(value, str) or not value:
-                raise CompetitionError(f"data.options.{key} is {value!r}; it must be a name, such as train2017")
+        """Read the annotation files and unpack the images. `options`: see `CocoOptions`."""
+        chosen = chosen_options(self.options, options)
         if path is None:
             raise CompetitionError("coco needs its files: set data.path in the experiment file or pass --data PATH")
         integrity = Integrity()
@@ -104,14 +105,14 @@ class Coco(CocoCompetition):
                 text = f"names that leave the archive are not read: {', '.join(files.unsafe[:3])}"
                 integrity.add("warning", str(path), text, "unsafe name")
             where = _Images.of(files.names)
-            train_file, test_file = _annotation_files(path, files.names, options)
+            train_file, test_file = _annotation_files(path, files.names, chosen)
             raw = _load(files, train_file)
-            train = _read_part("train", raw, train_file, options.get("train_images"), files, where, target, integrity)
+            train = _read_part("train", raw, train_file, chosen.train_images, files, where, target, integrity)
             train.instances.extend(_instances(raw, train, train_file, integrity))
             test = Dataset([], train.categories, root=target)
             if test_file is not None:
                 raw = raw if test_file == train_file else _load(files, test_file)
-                test = _read_part("test", raw, test_file, options.get("test_images"), files, where, target, integrity)
+                test = _read_part("test", raw, test_file, chosen.test_images, files, where, target, integrity)
                 test.categories = test.categories or train.categories
             else:
                 text = (
@@ -206,12 +207,12 @@ def _is_official(member: str) -> bool:
 # ---------------------------------------------------------------- annotation files ------------------------------------
 
 
-def _annotation_files(path: Path, names: Sequence[str], options: Mapping[str, Any]) -> tuple[str, str | None]:
+def _annotation_files(path: Path, names: Sequence[str], options: CocoOptions) -> tuple[str, str | None]:
     """The training and the test annotation files, as the options say or as their names tell."""
     candidates = [n for n in names if n.lower().endswith(".json") and not is_stray(n)]
     usual = [n for n in candidates if not _OTHER_TASKS.search(PurePosixPath(n).name)]
-    if "train" in options:
-        train = _named(path, candidates, "train", options["train"])
+    if options.train is not None:
+        train = _named(path, candidates, "train", options.train)
     else:
         ranked = _ranked(usual, [r"instances_train", r"train[^/]*\.json$", r"train[^/]*/[^/]*\.json$"])
         if not ranked and len(usual) == 1:
@@ -221,8 +222,8 @@ def _annotation_files(path: Path, names: Sequence[str], options: Mapping[str, An
             shown = ", ".join(ranked or candidates[:8]) or "no .json at all"
             raise CompetitionError(f"{path} holds {what} ({shown}); name one with data.options.train")
         train = ranked[0]
-    if "test" in options:
-        return train, _named(path, candidates, "test", options["test"])
+    if options.test is not None:
+        return train, _named(path, candidates, "test", options.test)
     others = [n for n in usual if n != train]
     ranked = _ranked(others, [r"image_info_test-dev", r"test[^/]*\.json$", r"test[^/]*/[^/]*\.json$", r"instances_val",
                               r"val[^/]*\.json$", r"val[^/]*/[^/]*\.json$"])  # fmt: skip

@@ -29,11 +29,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, chosen_options
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, chosen_options
 from pipeline.competitions.formats.archive import Archive, is_stray
 from pipeline.competitions.formats.coco_competition import IOU, CocoCompetition
 from pipeline.competitions.formats.drawn import instance_of, write_png
@@ -43,18 +44,6 @@ from pipeline.metrics import scene
 from pipeline.metrics.coco_ap import IOUS, THRESHOLDS, Evaluation, evaluate, match
 from pipeline.metrics.dice import best_dice
 from pipeline.records import Dataset, Image, Instance
-
-OPTIONS = {
-    "images": Option(40, "images to learn from", least=2),
-    "test_images": Option(10, "images to predict", least=1),
-    "size": Option(192, "side of an image in pixels", least=64),
-    "digits": Option(12, "most digits that are tried on an image", least=1),
-    "fewest": Option(None, "least digits that are tried on an image; half of `digits` by default", least=1),
-    "touching": Option("never", "whether digits may lie on each other", ("never", "freely")),
-    "style": Option(
-        "scene", "digits of many colours and sizes on a textured ground, or MNIST's own pictures", ("scene", "plain")
-    ),
-}
 
 TRUTH = Path("hidden") / "test_truth.json"
 
@@ -80,9 +69,39 @@ TEST_SHARE = 6
 MAX_IDX_BYTES = 1 << 28
 
 
+class DigitsOptions(Options):
+    """What is drawn."""
+
+    images: int = Field(40, ge=2)
+    """Images to learn from."""
+    test_images: int = Field(10, ge=1)
+    """Images to predict."""
+    size: int = Field(192, ge=64)
+    """Side of an image in pixels."""
+    digits: int = Field(12, ge=1)
+    """Most digits that are tried on an image."""
+    fewest: int | None = Field(None, ge=1)
+    """Least digits that are tried on an image; null for half of `digits`."""
+    touching: Literal["never", "freely"] = "never"
+    """Whether digits may lie on each other."""
+    style: Literal["scene", "plain"] = "scene"
+    """Digits of many colours and sizes on a textured ground, or MNIST's own pictures."""
+
+    @model_validator(mode="after")
+    def _fewest_is_not_more(self) -> DigitsOptions:
+        if self.least > self.digits:
+            raise ValueError(f"data.options.fewest is {self.fewest}, more than digits, {self.digits}")
+        return self
+
+    @property
+    def least(self) -> int:
+        """`fewest`, or its default."""
+        return (self.digits + 1) // 2 if self.fewest is None else self.fewest
+
+
 class Digits(CocoCompetition):
     name = "digits"
-    options = OPTIONS
+    options = DigitsOptions
     metric = "segm AP (mean over IoU 0.50:0.95 and classes) maxDets=100"
     member = "results.json"
     ious: Sequence[float] = IOUS
@@ -107,16 +126,12 @@ class Digits(CocoCompetition):
 
         Args:
             path: MNIST's files; scikit-learn's digits where it is None.
-            options: see `OPTIONS`.
+            options: see `DigitsOptions`.
         """
-        chosen = chosen_options(self.name, self.options, options)
-        if chosen["fewest"] is None:
-            chosen["fewest"] = (chosen["digits"] + 1) // 2
-        if chosen["fewest"] > chosen["digits"]:
-            raise CompetitionError(f"data.options.fewest is {chosen['fewest']}, more than digits, {chosen['digits']}")
+        chosen = chosen_options(self.options, options)
         for_train, for_test = _sklearn_digits() if path is None else _mnist(path)
-        train = self._part("train", chosen["images"], for_train, chosen, seed, target)
-        truth = self._part("test", chosen["test_images"], for_test, chosen, seed, target)
+        train = self._part("train", chosen.images, for_train, chosen, seed, target)
+        truth = self._part("test", chosen.test_images, for_test, chosen, seed, target)
         remove_others(target, train, truth)
         truth.write(target / TRUTH)
         facts = {
@@ -128,11 +143,9 @@ class Digits(CocoCompetition):
         }
         return Prepared(train, Dataset(truth.images, truth.categories, root=target), Integrity(facts=facts))
 
-    def _part(
-        self, part: str, count: int, glyphs: _Glyphs, options: Mapping[str, Any], seed: int, target: Path
-    ) -> Dataset:
+    def _part(self, part: str, count: int, glyphs: _Glyphs, options: DigitsOptions, seed: int, target: Path) -> Dataset:
         stream = {"train": 0, "test": 1}[part]
-        side, most = options["size"], options["digits"]
+        side, most = options.size, options.digits
         order = np.random.default_rng([seed, stream, 0]).permutation(len(glyphs.labels))
         images: list[Image] = []
         instances: list[Instance] = []
@@ -141,7 +154,7 @@ class Digits(CocoCompetition):
             own = glyphs.take(order[np.arange(k * most, (k + 1) * most) % len(order)])
             rng = np.random.default_rng([seed, stream, 1, k])
             picture, labels, digits = draw(
-                rng, side, own, options["fewest"], options["touching"] == "freely", options["style"] == "plain"
+                rng, side, own, options.least, options.touching == "freely", options.style == "plain"
             )
             image = Image(k + 1, f"images/{part}/{part}-{k + 1:03d}.png", side, side)
             write_png(picture, target / image.file_name)

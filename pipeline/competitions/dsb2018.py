@@ -21,11 +21,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, chosen_options
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, chosen_options
 from pipeline.competitions.formats import png, rle_csv
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -52,15 +52,6 @@ PARTS = {"stage1_train": "train", "stage1_test": "stage 1", "stage2_test": "stag
 
 SAMPLES = {1: "stage1_sample_submission", 2: "stage2_sample_submission"}
 
-OPTIONS = {
-    "stage": Option(
-        None,
-        "which test images are predicted; those of the second stage where they are there, because that is what a late "
-        "submission is scored on",
-        (1, 2),
-    ),
-}
-
 _FILE = re.compile(r"(?:(?P<before>.*)/)?(?P<id>[^/]+)/(?P<kind>images|masks)/[^/]+\.png", re.IGNORECASE)
 
 
@@ -75,9 +66,17 @@ class _Sample:
     masks: list[str] = field(default_factory=list)
 
 
+class Dsb2018Options(Options):
+    """Which stage."""
+
+    stage: Literal[1, 2] | None = None
+    """Which test images are predicted; null for those of the second stage where they are there, because that is what a late
+    submission is scored on."""
+
+
 class Dsb2018(RleCompetition):
     name = "dsb2018"
-    options = OPTIONS
+    options = Dsb2018Options
     form = FORM
     categories: Mapping[int, str] = {NUCLEUS: "nucleus"}
     least_area = SMALLEST // 2 + 1
@@ -105,8 +104,8 @@ class Dsb2018(RleCompetition):
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the zips or folders. `options`: see `OPTIONS`."""
-        stage = chosen_options(self.name, self.options, options)["stage"]
+        """Read the zips or folders. `options`: see `Dsb2018Options`."""
+        stage = chosen_options(self.options, options).stage
         if path is None:
             raise CompetitionError(
                 "dsb2018 needs its zips: set data.path in the experiment file, or pass --data, to the folder they are in"

@@ -23,11 +23,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, field_validator
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import coco_results, openimages_csv
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -40,18 +41,6 @@ from pipeline.records import Dataset, Detections, Image, Instance
 BLOOD_VESSEL, GLOMERULUS, UNSURE = 1, 2, 3
 CATEGORIES = {BLOOD_VESSEL: "blood_vessel", GLOMERULUS: "glomerulus", UNSURE: "unsure"}
 ID_OF = {name: number for number, name in CATEGORIES.items()}
-
-OPTIONS = {
-    "classes": Option(
-        [CATEGORIES[BLOOD_VESSEL]],
-        "what is learnt, of blood_vessel (which is scored, and always among them), glomerulus and unsure. Unsure regions that "
-        "are no class are marked as crowds, so that finding something there is neither right nor wrong where crowds are known "
-        "of",
-    ),
-    "datasets": Option(
-        [1, 2], "of which annotations: 1 was reviewed by experts, as the test tiles were, 2 was not", ([1], [2], [1, 2])
-    ),
-}
 
 LABEL = "0"
 """Of blood vessels in the submission."""
@@ -72,9 +61,28 @@ class _Tile:
     dataset: str
 
 
+class Hubmap2023Options(Options):
+    """Which annotations."""
+
+    classes: list[str] = [CATEGORIES[BLOOD_VESSEL]]
+    """What is learnt, of blood_vessel (which is scored, and always among them), glomerulus and unsure. Unsure regions that
+    are no class are marked as crowds, so that finding something there is neither right nor wrong where crowds are known
+    of."""
+    datasets: list[Literal[1, 2]] = Field([1, 2], min_length=1)
+    """Of which annotations: 1 was reviewed by experts, as the test tiles were, 2 was not."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _are_known(cls, value: Any) -> Any:
+        known = isinstance(value, list) and set(map(str, value)) <= set(ID_OF)
+        if not known or CATEGORIES[BLOOD_VESSEL] not in value:
+            raise ValueError(f"a list of {', '.join(ID_OF)}, blood_vessel among them")
+        return value
+
+
 class Hubmap2023:
     name = "hubmap2023"
-    options = OPTIONS
+    options = Hubmap2023Options
     metric = "OpenImages AP at mask IoU 0.6 (blood_vessel)"
     suffix = ".csv"
     max_detections: int | None = None
@@ -96,10 +104,10 @@ class Hubmap2023:
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the annotated tiles of train/, and test/. `options`: see `OPTIONS`."""
-        chosen = chosen_options(self.name, self.options, options)
-        classes = _classes(chosen["classes"])
-        datasets = {str(number) for number in chosen["datasets"]}
+        """Read the annotated tiles of train/, and test/. `options`: see `Hubmap2023Options`."""
+        wanted = chosen_options(self.options, options)
+        classes = sorted({ID_OF[name] for name in wanted.classes})
+        datasets = {str(number) for number in wanted.datasets}
         if path is None:
             raise CompetitionError(
                 f"{self.name} needs its files: set data.path in the experiment file or pass --data PATH"
@@ -211,17 +219,6 @@ class Hubmap2023:
 
     def fix(self, path: Path, ids: Dataset, target: Path) -> list[str]:
         return openimages_csv.fix(path, ids, target, LABEL)
-
-
-# ---------------------------------------------------------------- options ---------------------------------------------
-
-
-def _classes(names: Any) -> list[int]:
-    if not isinstance(names, list) or not set(map(str, names)) <= set(ID_OF) or CATEGORIES[BLOOD_VESSEL] not in names:
-        raise CompetitionError(
-            f"data.options.classes is {names!r}; it must be a list of {', '.join(ID_OF)}, blood_vessel among them"
-        )
-    return sorted({ID_OF[name] for name in names})
 
 
 # ---------------------------------------------------------------- reading ---------------------------------------------

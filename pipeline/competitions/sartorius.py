@@ -20,11 +20,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, chosen_options
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, chosen_options
 from pipeline.competitions.formats import png, rle_csv
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -48,22 +48,6 @@ LABELS = "train.csv"
 WRONG = ("03b27b381a5f", "e92c56871769", "eec79772cb99")
 """Training images whose annotation is known to be wrong."""
 
-OPTIONS = {
-    "group": Option(
-        "well",
-        "what the folds must not split. well: a well's positions, at all times, show the same culture, some of them the same "
-        "cells hours apart. sample: one position at all times. culture: a whole plate; there are few, so folds come out uneven",
-        ("well", "sample", "culture"),
-    ),
-    "fill_holes": Option(False, "fill the holes of true masks; the organisers' are partly hollow", (True, False)),
-    "leave_out_wrong": Option(False, "leave out the images whose annotation is known to be wrong", (True, False)),
-    "livecell": Option(
-        None,
-        "a COCO json of LIVECell's annotations, whose images (found by name in the data, or below the json's folder) join the "
-        "training images: those of the line SHSY5Y only, the one that both sets have",
-    ),
-}
-
 _SAMPLE = re.compile(r"(?P<culture>[^_]+)_(?P<well>[^_]+?)(?:-\d+)?_(?P<vessel>.+?)(?:_Ph_\d+)?")
 """``shsy5y[diff]_E10-4_Vessel-714_Ph_3``: the culture, the well with the position in it, the vessel, the phase ring."""
 
@@ -76,9 +60,24 @@ class _Cells:
     masks: list[tuple[int, str]] = field(default_factory=list)
 
 
+class SartoriusOptions(Options):
+    """How the training images are read."""
+
+    group: Literal["well", "sample", "culture"] = "well"
+    """What the folds must not split. well: a well's positions, at all times, show the same culture, some of them the same
+    cells hours apart. sample: one position at all times. culture: a whole plate; there are few, so folds come out uneven."""
+    fill_holes: bool = False
+    """Fill the holes of true masks; the organisers' are partly hollow."""
+    leave_out_wrong: bool = False
+    """Leave out the images whose annotation is known to be wrong."""
+    livecell: str | None = None
+    """A COCO json of LIVECell's annotations, whose images (found by name in the data, or below the json's folder) join the
+    training images: those of the line SHSY5Y only, the one that both sets have."""
+
+
 class Sartorius(RleCompetition):
     name = "sartorius"
-    options = OPTIONS
+    options = SartoriusOptions
     form = FORM
     categories: Mapping[int, str] = CELLS
     least_area = 30  # public solutions drop masks below 75 to 150 pixels; `tune` may do so by fusion's min_area
@@ -98,8 +97,8 @@ class Sartorius(RleCompetition):
         return [what for what, there in wanted.items() if not (there or whole)]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the archive or folder. `options`: see `OPTIONS`."""
-        options = chosen_options(self.name, self.options, options)
+        """Read the archive or folder. `options`: see `SartoriusOptions`."""
+        chosen = chosen_options(self.options, options)
         if path is None:
             raise CompetitionError("sartorius needs its zip: set data.path in the experiment file or pass --data PATH")
         integrity = Integrity()
@@ -109,9 +108,9 @@ class Sartorius(RleCompetition):
                 integrity.add("warning", str(path), text, "unsafe name")
             root = _root(bundle)
             _note_others(bundle, root, integrity)
-            train = _read_train(bundle, root, options, target, integrity)
-            if options["livecell"]:
-                _join_livecell(bundle, Path(str(options["livecell"])).expanduser(), train, target, integrity)
+            train = _read_train(bundle, root, chosen, target, integrity)
+            if chosen.livecell:
+                _join_livecell(bundle, Path(chosen.livecell).expanduser(), train, target, integrity)
             test = _read_test(bundle, root, target, integrity)
         remove_others(target, train, test)
         integrity.facts = {
@@ -190,7 +189,7 @@ def _labels(bundle: Bundle, root: str) -> dict[str, _Cells]:
     return found
 
 
-def _read_train(bundle: Bundle, root: str, options: Mapping[str, Any], target: Path, integrity: Integrity) -> Dataset:
+def _read_train(bundle: Bundle, root: str, options: SartoriusOptions, target: Path, integrity: Integrity) -> Dataset:
     labels = _labels(bundle, root)
     number = {name: category_id for category_id, name in CELLS.items()}
     files = _pngs(bundle, f"{root}train/")
@@ -203,7 +202,7 @@ def _read_train(bundle: Bundle, root: str, options: Mapping[str, Any], target: P
             continue
         cells = labels[name]
         if name in WRONG:
-            gone = options["leave_out_wrong"]
+            gone = options.leave_out_wrong
             what = "it is left out" if gone else "leave it out with data.options.leave_out_wrong: true"
             integrity.add("warning", f"train/{name}.png", f"its annotation is known to be wrong; {what}", "wrong image")
             if gone:
@@ -224,7 +223,7 @@ def _read_train(bundle: Bundle, root: str, options: Mapping[str, Any], target: P
             integrity.add("error", f"train/{name}.png", f"{error}; the image is left out", "damaged image")
             continue
         size = (header.height, header.width)
-        masks = _masks(cells.masks, size, f"train/{name}.png", options["fill_holes"])
+        masks = _masks(cells.masks, size, f"train/{name}.png", options.fill_holes)
         integrity.problems += masks.problems
         if not masks.rles:
             integrity.add("error", f"train/{name}.png", "has no usable mask; it is left out", "image without masks")
@@ -232,7 +231,7 @@ def _read_train(bundle: Bundle, root: str, options: Mapping[str, Any], target: P
         file = f"images/train/{kind}/{name}.png"
         store(content, target / file)
         sample = cells.row.get("sample_id") or name
-        images.append(Image(len(images) + 1, file, *size, group_of(sample, options["group"])))
+        images.append(Image(len(images) + 1, file, *size, group_of(sample, options.group)))
         instances += masks.instances(len(instances) + 1, images[-1].id, number[kind])
     if not images:
         reasons = "\n  ".join(str(problem) for problem in integrity.problems[:10])

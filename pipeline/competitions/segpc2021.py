@@ -21,11 +21,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import bmp, coco_results, pixel_lists, pixel_lists_check, zipped
 from pipeline.competitions.formats.archive import is_stray
 from pipeline.competitions.formats.bundle import Bundle
@@ -46,15 +46,6 @@ MEMBER = "submission.txt"
 
 PARTS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 """Folders that hold labelled images; ``test`` holds those to submit."""
-
-OPTIONS = {
-    "test": Option(
-        "test",
-        "which images are to be predicted. test: the labelled ones of both other parts are trained on. validation: these, and "
-        "only the training part is trained on",
-        ("test", "validation"),
-    ),
-}
 
 NUCLEUS_VALUE = 30
 """Mask values from here on are nucleus: 40 in the data, against 20 for cytoplasm."""
@@ -82,9 +73,17 @@ class _Cell:
     """Whether the file holds nothing but 0, 20 and 40."""
 
 
+class Segpc2021Options(Options):
+    """Which part."""
+
+    test: Literal["test", "validation"] = "test"
+    """Which images are to be predicted. test: the labelled ones of both other parts are trained on. validation: these, and
+    only the training part is trained on."""
+
+
 class Segpc2021:
     name = "segpc2021"
-    options = OPTIONS
+    options = Segpc2021Options
     metric = "mean IoU of every true cell with the best prediction"
     suffix = ".zip"
     max_detections: int | None = None
@@ -107,8 +106,8 @@ class Segpc2021:
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the archive or folder. `options`: see `OPTIONS`."""
-        chosen = chosen_options(self.name, self.options, options)["test"]
+        """Read the archive or folder. `options`: see `Segpc2021Options`."""
+        chosen = chosen_options(self.options, options).test
         if path is None:
             raise CompetitionError(
                 "segpc2021 needs its images: set data.path in the experiment file or pass --data PATH"

@@ -20,22 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from pipeline.competitions import Integrity, Option, Prepared, chosen_options
+from pipeline.competitions import Integrity, Options, Prepared, chosen_options
 from pipeline.competitions.formats.coco_competition import CocoCompetition
 from pipeline.competitions.formats.drawn import instance_of, write_png
 from pipeline.masks import tight_box
 from pipeline.metrics import scene
 from pipeline.metrics.coco_ap import Evaluation
 from pipeline.records import Dataset, Image, Instance
-
-OPTIONS = {
-    "images": Option(24, "images to learn from", least=2),
-    "test_images": Option(6, "images to predict", least=1),
-    "size": Option(256, "side of an image in pixels", least=64),
-    "cells": Option(22, "most cells of an image", least=1),
-    "cell_size": Option(100, "of the cells, in percent", least=50),
-}
 
 IMAGES_PER_SLIDE = 3
 
@@ -93,9 +86,24 @@ KINDS = {
 }  # fmt: skip
 
 
+class SyntheticOptions(Options):
+    """What is drawn."""
+
+    images: int = Field(24, ge=2)
+    """Images to learn from."""
+    test_images: int = Field(6, ge=1)
+    """Images to predict."""
+    size: int = Field(256, ge=64)
+    """Side of an image in pixels."""
+    cells: int = Field(22, ge=1)
+    """Most cells of an image."""
+    cell_size: int = Field(100, ge=50)
+    """Of the cells, in percent."""
+
+
 class Synthetic(CocoCompetition):
     name = "synthetic"
-    options = OPTIONS
+    options = SyntheticOptions
     metric = "segm AP50 (mean over classes) maxDets=100"
     member = "results.json"
     categories: Mapping[int, str] = {number: kind.name for number, kind in KINDS.items()}
@@ -109,11 +117,11 @@ class Synthetic(CocoCompetition):
 
         Args:
             path: not used.
-            options: see `OPTIONS`.
+            options: see `SyntheticOptions`.
         """
-        chosen = chosen_options(self.name, self.options, options)
-        train = self._part("train", chosen["images"], chosen, seed, target, target)
-        truth = self._part("test", chosen["test_images"], chosen, seed, target, (target / TRUTH).parent)
+        chosen = chosen_options(self.options, options)
+        train = self._part("train", chosen.images, chosen, seed, target, target)
+        truth = self._part("test", chosen.test_images, chosen, seed, target, (target / TRUTH).parent)
         truth.write(target / TRUTH)
         facts = {
             "competition": self.name,
@@ -128,10 +136,10 @@ class Synthetic(CocoCompetition):
     def summary(self, truth: Dataset, evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {**super().summary(truth, evaluation, records), **scene.measure(truth, records)}
 
-    def _part(self, part: str, count: int, options: Mapping[str, int], seed: int, target: Path, maps: Path) -> Dataset:
+    def _part(self, part: str, count: int, options: SyntheticOptions, seed: int, target: Path, maps: Path) -> Dataset:
         """Draw the images of a part below `target` and their semantic maps below `maps`."""
         stream = {"train": 0, "test": 1}[part]
-        side = options["size"]
+        side = options.size
         empty = int(np.random.default_rng([seed, stream]).integers(count)) if part == "train" and count >= 4 else -1
         images: list[Image] = []
         instances: list[Instance] = []
@@ -139,9 +147,7 @@ class Synthetic(CocoCompetition):
             slide = k // IMAGES_PER_SLIDE
             stain = np.random.default_rng([seed, stream, 0, slide]).uniform(-0.07, 0.07, 3)
             rng = np.random.default_rng([seed, stream, 1, k])
-            picture, labels, kinds = draw(
-                rng, side, 0 if k == empty else options["cells"], stain, options["cell_size"] / 100
-            )
+            picture, labels, kinds = draw(rng, side, 0 if k == empty else options.cells, stain, options.cell_size / 100)
             name = f"{part}/{part}-{k + 1:03d}.png"
             image = Image(k + 1, f"images/{name}", side, side, f"{part}-slide-{slide + 1}", f"semantic/{name}")
             write_png(picture, target / image.file_name)

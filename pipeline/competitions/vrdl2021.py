@@ -17,9 +17,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import png, vrdl_layout
 from pipeline.competitions.formats.archive import Archive, is_stray
 from pipeline.competitions.formats.coco_competition import CocoCompetition
@@ -37,16 +37,6 @@ A training image with 1,862 nuclei, of which 100 detections can find 100, caps A
 and drowns the others. With this cap an out-of-fold score is on the leaderboard's scale."""
 
 IDS = "test_img_ids.json"
-
-OPTIONS = {
-    "group": Option(
-        "site",
-        "what the folds must not split. site: images of one tissue source site share the slide preparation, the stain, the "
-        "scanner and often the organ, so a site in training gives its look away. patient: only images of one TCGA participant; "
-        "half of the test images come from sites that training knows, so this is nearer to the leaderboard, and more hopeful",
-        ("site", "patient"),
-    ),
-}
 
 ORGAN = {
     "18": "lung", "21": "lung", "38": "lung", "49": "lung", "50": "lung",
@@ -76,9 +66,18 @@ class _TrainImage:
         self.problems.append(Problem(severity, place, text, kind))
 
 
+class Vrdl2021Options(Options):
+    """What the folds know of the images."""
+
+    group: Literal["site", "patient"] = "site"
+    """What the folds must not split. site: images of one tissue source site share the slide preparation, the stain, the
+    scanner and often the organ, so a site in training gives its look away. patient: only images of one TCGA participant; half
+    of the test images come from sites that training knows, so this is nearer to the leaderboard, and more hopeful."""
+
+
 class Vrdl2021(CocoCompetition):
     name = "vrdl2021"
-    options = OPTIONS
+    options = Vrdl2021Options
     metric = "segm AP50 maxDets=100"
     member = "answer.json"
     categories: Mapping[int, str] = {NUCLEUS: "nucleus"}
@@ -98,8 +97,8 @@ class Vrdl2021(CocoCompetition):
         return [what for what, there in wanted.items() if not there]
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
-        """Read the archive or folder. `options`: see `OPTIONS`."""
-        group = chosen_options(self.name, self.options, options)["group"]
+        """Read the archive or folder. `options`: see `Vrdl2021Options`."""
+        group = chosen_options(self.options, options).group
         if path is None:
             raise CompetitionError(
                 "vrdl2021 needs its dataset.zip: set data.path in the experiment file or pass --data PATH"

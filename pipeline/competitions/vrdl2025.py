@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.competitions import CompetitionError, Integrity, Option, Prepared, Problem, chosen_options
+from pipeline.competitions import CompetitionError, Integrity, Options, Prepared, Problem, chosen_options
 from pipeline.competitions.formats import coco_results, vrdl_layout
 from pipeline.competitions.formats.archive import Archive, is_stray
 from pipeline.competitions.formats.coco_competition import IOU, CocoCompetition
@@ -72,7 +72,7 @@ class _TrainImage:
 
 class Vrdl2025(CocoCompetition):
     name = "vrdl2025"
-    options: Mapping[str, Option] = {}
+    options = Options
     metric = "segm AP50 (mean over classes) maxDets=100"
     member = "test-results.json"
     categories: Mapping[int, str] = CATEGORIES
@@ -97,7 +97,7 @@ class Vrdl2025(CocoCompetition):
 
     def read(self, path: Path | None, options: dict[str, Any], seed: int, target: Path) -> Prepared:
         """Read the archive or folder. Every image is a group of its own."""
-        chosen_options(self.name, self.options, options)
+        chosen_options(self.options, options)
         if path is None:
             raise CompetitionError(
                 "vrdl2025 needs its hw3-data-release.tar.gz: set data.path in the experiment file or pass --data PATH"

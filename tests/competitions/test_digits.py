@@ -179,12 +179,12 @@ def test_defaults(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         ({"digit": 3}, "did you mean 'digits'"),
-        ({"images": 1}, "data.options.images is 1; it must be a whole number of at least 2"),
-        ({"size": True}, "data.options.size is True"),
-        ({"fewest": 0}, "data.options.fewest is 0"),
+        ({"images": 1}, "data.options.images: .*2 .it is 1"),
+        ({"size": True}, "data.options.size: .*integer"),
+        ({"fewest": 0}, "data.options.fewest: .*1 .it is 0"),
         ({"fewest": 13}, "data.options.fewest is 13, more than digits, 12"),
-        ({"style": "bold"}, "data.options.style is 'bold'; it must be 'scene' or 'plain'"),
-        ({"touching": "sometimes"}, "data.options.touching is 'sometimes'; it must be 'never' or 'freely'"),
+        ({"style": "bold"}, "data.options.style: .*'scene' or 'plain'"),
+        ({"touching": "sometimes"}, "data.options.touching: .*'never' or 'freely'"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], expected: str) -> None:

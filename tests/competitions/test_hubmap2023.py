@@ -144,9 +144,9 @@ def test_classes_and_datasets(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         ({"class": ["blood_vessel"]}, "did you mean 'classes'"),
-        ({"classes": ["glomerulus"]}, "must be a list of blood_vessel"),
-        ({"classes": "blood_vessel"}, "must be a list"),
-        ({"datasets": [3]}, r"it must be \[1\], \[2\] or \[1, 2\]"),
+        ({"classes": ["glomerulus"]}, "data.options.classes: a list of blood_vessel"),
+        ({"classes": "blood_vessel"}, "data.options.classes: a list of blood_vessel"),
+        ({"datasets": [3]}, "data.options.datasets.*1 or 2"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], expected: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline import competitions
-from pipeline.competitions import CompetitionError, Option, chosen_options
+from pipeline.competitions import CompetitionError, chosen_options
 
 
 def test_every_name_gives_a_competition_of_that_name() -> None:
@@ -31,33 +31,42 @@ def test_what_is_no_competition_is_not_imported(name: str) -> None:
 
 def test_unknown_option_gives_the_nearest() -> None:
     known = competitions.get("vrdl2021").options
-    assert chosen_options("vrdl2021", known, {"group": "patient"}) == {"group": "patient"}
-    assert chosen_options("vrdl2021", known, {}) == {"group": "site"}
-    with pytest.raises(CompetitionError, match="groups.*did you mean 'group'"):
-        chosen_options("vrdl2021", known, {"groups": "site"})
-    with pytest.raises(CompetitionError, match="vrdl2025 has no such option; it has none"):
-        chosen_options("vrdl2025", {}, {"group": "site"})
+    assert chosen_options(known, {"group": "patient"}).model_dump() == {"group": "patient"}
+    assert chosen_options(known, {}).model_dump() == {"group": "site"}
+    with pytest.raises(CompetitionError, match="data.options.groups.*did you mean 'group'"):
+        chosen_options(known, {"groups": "site"})
+    with pytest.raises(CompetitionError, match="unknown setting data.options.group; there is none here"):
+        chosen_options(competitions.get("vrdl2025").options, {"group": "site"})
 
 
 @pytest.mark.parametrize(
-    "option, good, bad, expected",
+    ("name", "option", "good", "bad", "expected"),
     [
-        (Option("a", "", ("a", "b")), ["a", "b"], ["c", 1, None, []], "'a' or 'b'"),
-        (Option(False, "", (True, False)), [True, False], [0, 1, "no", None], "true or false"),
-        (Option(None, "", (1, 2)), [1, 2, None], [3, True, "1"], "1 or 2"),
-        (Option(4, "", least=2), [2, 400], [1, 2.0, True, "2", None], "a whole number of at least 2"),
-        (Option(None, "", least=1), [1, None], [0], "a whole number of at least 1"),
+        ("vrdl2021", "group", ["site", "patient"], ["plate", 1, None, []], "'site' or 'patient'"),
+        ("sartorius", "fill_holes", [True, False], [0, 1, "no", None], "boolean"),
+        ("dsb2018", "stage", [1, 2, None], [3, "1"], "1 or 2"),
+        ("synthetic", "size", [64, 400], [63, 100.0, True, "100", None], "integer|greater than or equal to 64"),
+        ("digits", "fewest", [1, 12, None], [0, 13], "1|more than digits, 12"),
+        ("coco", "train", ["train2017", None], ["", 3], "string|character"),
+        ("hubmap2023", "datasets", [[1], [2, 1]], [[], [3], 1], "1 or 2|at least 1|list"),
+        ("cityscapes", "classes", [8, 5, ["car"]], [6, True, [], ["cars"], None], "8, 5, or a list of person"),
     ],
 )
-def test_options_take_only_what_they_may_be(option: Option, good: list[Any], bad: list[Any], expected: str) -> None:
-    assert [option.fault(value) for value in good] == [""] * len(good)
-    assert [option.fault(value) for value in bad] == [expected] * len(bad)
+def test_options_take_only_what_they_may_be(
+    name: str, option: str, good: list[Any], bad: list[Any], expected: str
+) -> None:
+    known = competitions.get(name).options
+    for value in good:
+        assert getattr(chosen_options(known, {option: value}), option) == value
+    for value in bad:
+        with pytest.raises(CompetitionError, match=rf"data\.options\.{option}.*({expected})"):
+            chosen_options(known, {option: value})
 
 
 @pytest.mark.parametrize("name", competitions.names())
-def test_every_option_says_what_it_means_and_has_a_default_it_takes(name: str) -> None:
-    for key, option in competitions.get(name).options.items():
-        assert option.about and not option.fault(option.default), key
+def test_the_defaults_may_be_written_down(name: str) -> None:
+    known = competitions.get(name).options
+    assert chosen_options(known, known().model_dump()) == known()
 
 
 def test_scoring_and_validating_need_no_heavy_import() -> None:

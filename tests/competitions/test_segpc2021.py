@@ -172,7 +172,7 @@ def test_validation_may_be_what_is_predicted(tmp_path: Path) -> None:
     prepared = read(layout(), tmp_path, test="validation")
     assert [i.id for i in prepared.train.images] == [101, 1200] and [i.id for i in prepared.test.images] == [103]
     assert prepared.test.instances == []
-    with pytest.raises(CompetitionError, match="'x'; it must be 'test' or 'validation'"):
+    with pytest.raises(CompetitionError, match="'test' or 'validation' .it is 'x'"):
         read(layout(), tmp_path, test="x")
     with pytest.raises(CompetitionError, match="did you mean 'test'"):
         read(layout(), tmp_path, tests="test")

@@ -135,9 +135,9 @@ def test_one_image_without_a_cell_option(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         ({"image": 3}, "did you mean 'images'"),
-        ({"images": 1}, "data.options.images is 1"),
-        ({"size": "big"}, "data.options.size is 'big'"),
-        ({"cells": 2.5}, "data.options.cells is 2.5"),
+        ({"images": 1}, "data.options.images: .*2 .it is 1"),
+        ({"size": "big"}, "data.options.size: .*integer"),
+        ({"cells": 2.5}, "data.options.cells: .*integer"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, object], expected: str) -> None:

@@ -230,7 +230,7 @@ def test_bad_paths_and_options(tmp_path: Path) -> None:
         COMPETITION.read(None, {}, 0, tmp_path)
     with pytest.raises(CompetitionError, match="did you mean 'group'"):
         read(layout(), tmp_path, gruop="site")
-    with pytest.raises(CompetitionError, match="'organ'; it must be 'site' or 'patient'"):
+    with pytest.raises(CompetitionError, match="'site' or 'patient' .it is 'organ'"):
         read(layout(), tmp_path, group="organ")
 
 

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.competitions.cityscapes import OPTIONS, THINGS, _classes
+from pipeline.competitions import chosen_options
+from pipeline.competitions.cityscapes import COMPETITION, THINGS, _classes
 from pipeline.experiment import Experiment, load
 from pipeline.folds import divide
 from pipeline.records import Dataset, Image, Instance
@@ -59,7 +60,7 @@ def scenes(count: int, seed: int) -> Dataset:
 def test_the_papers_450_and_50_scenes_of_five_classes(seed: int) -> None:
     experiment = load("papers/cityscapes-solo")
     options = experiment.data.options
-    assert set(options) <= set(OPTIONS)
+    chosen_options(COMPETITION.options, options)
     assert list(_classes(options["classes"]).values()) == ["person", "rider", "car", "truck", "bus"]
     data = scenes(options["train_images"], seed)
     rows = divide(data, experiment.folds.count, seed)
