@@ -107,8 +107,10 @@ def run(
     everything = ["everything", *arguments]
     if until:
         everything += ["--until", until]
+    trains = until not in ("prepare", "split")
     if dry_run:
-        augmentation.check(experiment)
+        if trains:
+            augmentation.check(experiment)
         with tempfile.TemporaryDirectory() as folder:
             frozen = Path(folder) / "experiment.yaml"
             frozen.write_text(_frozen(experiment))
@@ -122,7 +124,8 @@ def run(
         if whole and uptodate.is_whole(layout, wanted):
             log.info(NOTHING_TO_DO)
             return _tell(experiment, layout)
-        augmentation.check(experiment)  # not earlier: albumentations takes a second to load
+        if trains:
+            augmentation.check(experiment)  # not earlier: it takes seconds
         _freeze(experiment, frozen)
         # The data come first, by themselves: where they turn out as they were, nothing more is made again.
         again = _to_make_again(experiment, layout)

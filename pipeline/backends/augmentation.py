@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 from pipeline.experiment import Augmentation, Experiment, ExperimentError, nearest
@@ -14,6 +17,7 @@ def augmentation(steps: list[Augmentation], seed: int) -> Any:
     Raises:
         ExperimentError: a name or argument that albumentations does not have.
     """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks on the internet for a newer one otherwise
     import albumentations
 
     transforms = []
@@ -32,15 +36,23 @@ def augmentation(steps: list[Augmentation], seed: int) -> Any:
 
 
 def check(experiment: Experiment) -> None:
-    """Build every model's augmentations and throw them away.
+    """Build every model's augmentations and throw them away, in a process of its own, since albumentations brings 700 MB along.
 
     Raises:
         ExperimentError: as `augmentation`, and with the model's name where it has its own.
     """
-    augmentation(experiment.train.augment, 0)
+    asked = {"": experiment.train.augment} if experiment.train.augment else {}
     for name, model in experiment.models.items():
-        if "augment" in model.train:
-            try:
-                augmentation(experiment.train_settings(name).augment, 0)
-            except ExperimentError as error:
-                raise ExperimentError(f"models.{name}.{error}") from error
+        if model.train.get("augment"):
+            asked[f"models.{name}."] = experiment.train_settings(name).augment
+    if asked:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(_build, asked).result()
+
+
+def _build(asked: dict[str, list[Augmentation]]) -> None:
+    for place, steps in asked.items():
+        try:
+            augmentation(steps, 0)
+        except ExperimentError as error:
+            raise ExperimentError(f"{place}{error}") from None

@@ -106,9 +106,8 @@ def _standing(
         folds[str(fold)] = competition.score(truth.subset(images), own)["score"]
     kept = submitted(detections, submission)
     limit = competition.max_detections or max(len(kept), 1)
-    as_coco = coco_results.submission_records(
-        kept, truth
-    )  # boxes too, whose area decides about size, as they are submitted
+    # as in a submission of COCO results, whatever the competition's is: empty masks left out, boxes inside the image
+    as_coco = coco_results.submission_records(kept, truth)
     return {
         **_by_size(truth, as_coco, limit),
         "best_iou": best_iou(truth, kept.take(kept.score >= (outcome.min_score or 0))),

@@ -72,6 +72,20 @@ def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
     ]
 
 
+def test_other_budgets_and_options_are_lines_of_their_own(tmp_path: Path) -> None:
+    rows = papers.rows_of(*run_of(tmp_path, {"plain-0": 0.2, "plain-1": 0.3}))[:2]
+    longer = {**rows[0], "iterations": 140, "measures": {"score": 0.4}}
+    scaled = {**rows[1], "options": {"model.scale": 0.5}, "measures": {"score": 0.6}}
+    folds = {**rows[1], "folds": ["2"], "measures": {"score": 0.7}}
+    lines = [line.split(" | ") for line in papers.table([*rows, longer, scaled, folds], "try").splitlines()[2:]]
+    assert [(line[0], line[3], line[-1]) for line in lines] == [
+        ("| plain", "70", "0.250 (0.200 to 0.300) |"),
+        ("| plain", "140", "0.400 |"),
+        ("| plain, model.scale: 0.5", "70", "0.600 |"),
+        ("| plain", "70", "0.700 |"),
+    ]
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     experiment, layout = run_of(tmp_path, {"plain": 0.2})
     layout.scores.unlink()
@@ -99,7 +113,8 @@ def test_the_table_of_a_run_is_shown_and_kept_nowhere_or_where_one_likes(
         papers.main()
         return capsys.readouterr().out
 
-    assert "| 1 | 70 | 1.5 | 0.250 |" in call("show")
+    line = f"| plain | {papers._commit()} | 1 | 70 | 1.5 | 0.250 |"
+    assert line in call("show")
     assert "1 rows added" in call("add", "--file", str(own))
-    assert "| 1 | 70 | 1.5 | 0.250 |" in call("table", "--file", str(own))
+    assert line in call("table", "--file", str(own))
     assert papers.DATA.read_bytes() == before

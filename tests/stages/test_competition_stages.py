@@ -249,7 +249,7 @@ def test_score_by_size_looks_at_each_size_alone() -> None:
     assert by_size["AP"] == pytest.approx(61 / 101)
 
 
-def test_cocos_numbers_are_of_what_would_be_submitted() -> None:
+def test_cocos_numbers_are_of_what_coco_results_would_hold() -> None:
     """A detection whose mask is empty stands in no submission, so it is no false one either."""
     box = (20, 20, 40, 40)
     square = np.ones((20, 20), np.uint8)
