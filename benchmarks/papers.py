@@ -36,7 +36,7 @@ MEASURES = (
 
 
 def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str = "") -> list[dict[str, Any]]:
-    """A row for each model of a run and, of several, one for their ensemble.
+    """A row for each model of a run and, of several models or views, one for their ensemble.
 
     Args:
         called: the experiment as the user calls it, for the message.
@@ -79,8 +79,13 @@ def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str 
                 "measures": _numbers(standing),
             }
         )
-    if len(rows) > 1:
-        rows.append({**common, "model": ENSEMBLE, "measures": _numbers(scores["ensemble"])})
+    if len(rows) > 1 or any(len(experiment.views(name, "oof")) > 1 for name in experiment.models):
+        ensemble = {
+            "model": ENSEMBLE,
+            "of": list(experiment.models),
+            "fusion": experiment.fusion.model_dump(exclude_unset=True),
+        }
+        rows.append({**common, **ensemble, "folds": rows[0]["folds"], "measures": _numbers(scores["ensemble"])})
     return rows
 
 
@@ -141,10 +146,9 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         "|---" * (5 + len(shown)) + "|",
     ]
     for members in groups.values():
-        name, options = re.sub(r"-\d+$", "", members[0]["model"]), members[0].get("options")
         seconds = [s for row in members for s in row.get("seconds", [])]
         cells = [
-            f"{name}, {', '.join(f'{k}: {v}' for k, v in options.items())}" if options else name,
+            _label(members[0]),
             ", ".join(dict.fromkeys(row["commit"] for row in members)),
             str(len(seconds)) if seconds else "",
             str(members[0].get("iterations", "")),
@@ -157,8 +161,17 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
 
 def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of: the model, and what of its settings was changed from run to run."""
-    settings = (row.get("iterations"), row.get("batch"), json.dumps(row.get("options")), json.dumps(row.get("folds")))
-    return (row["model"], *settings)
+    settings = ("options", "folds", "of", "fusion")
+    return (row["model"], row.get("iterations"), row.get("batch"), *(json.dumps(row.get(key)) for key in settings))
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    if "of" in row:
+        fusion = row["fusion"]
+        how = "as tuned" if fusion.get("tune", True) else fusion.get("method", "wbf")
+        return f"{' + '.join(row['of'])}, {how}"
+    settings = [f"{key}: {value}" for key, value in (row.get("options") or {}).items()]
+    return ", ".join([re.sub(r"-\d+$", "", row["model"]), *settings])
 
 
 def _cell(values: list[float]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import papers
-from pipeline.experiment import Experiment, ExperimentError, Layout
+from pipeline.experiment import Experiment, ExperimentError, FusionSettings, Layout, PredictSettings
 
 
 def run_of(folder: Path, scores: dict[str, float], made: str = "2026-01-01T00:00:00+0000") -> tuple[Experiment, Layout]:
@@ -68,8 +68,25 @@ def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
     assert lines[2:] == [
         f"| plain | {commit} | 2 | 70 | 1.5 | 0.250 (0.200 to 0.300) |",
         f"| other | {commit} | 1 | 70 | 1.5 | 0.500 |",
-        f"| ensemble | {commit} |  |  |  | 0.900 |",
+        f"| plain-0 + plain-1 + other, as tuned | {commit} |  |  |  | 0.900 |",
     ]
+
+
+def test_an_ensemble_is_of_the_models_and_the_fusion_that_made_it(tmp_path: Path) -> None:
+    experiment, layout = run_of(tmp_path, {"plain": 0.2, "other": 0.3})
+    fixed = experiment.model_copy(update={"fusion": FusionSettings(tune=False, method="soft-nms-linear")})
+    rows = [*papers.rows_of(experiment, layout), *papers.rows_of(fixed, layout)]
+    lines = papers.table(rows, "try").splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| plain",
+        "| other",
+        "| plain + other, as tuned",
+        "| plain + other, soft-nms-linear",
+    ]
+    alone, layout = run_of(tmp_path / "alone", {"plain": 0.2})
+    assert len(papers.rows_of(alone, layout)) == 1
+    views = alone.model_copy(update={"predict": PredictSettings(views=["identity", "hflip"])})
+    assert [row["model"] for row in papers.rows_of(views, layout)] == ["plain", "ensemble"]
 
 
 def test_other_budgets_and_options_are_lines_of_their_own(tmp_path: Path) -> None:
