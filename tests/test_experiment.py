@@ -216,3 +216,38 @@ def test_a_model_config_may_be_named_as_it_is_listed() -> None:
     assert listed == PROJECT / "configs" / "models" / "mmdet" / "mask-rcnn_r18_slim.py"
     with pytest.raises(ExperimentError, match=r"did you mean configs/models/mmdet/mask-rcnn_r18_slim\.py"):
         catalog.locate("configs/models/mmdet/mask-rcnn_r18_slm.py")
+
+
+@pytest.mark.parametrize("decay", [0, 1, 2.5, "half", True, [0.5, 3]])
+def test_a_factor_that_is_none_is_told_in_one_line(write: Any, decay: Any) -> None:
+    told = message(write(train={"schedule": "multistep", "milestones": [5, 6], "decay": decay}))
+    assert [line for line in told.splitlines() if "decay" in line] == [
+        f"  train.decay: a number above 0 and below 1, or a list of such (it is {decay!r})"
+    ]
+
+
+def test_every_milestone_has_a_factor(write: Any) -> None:
+    assert "decay has 1 numbers for 2 milestones" in message(
+        write(train={"schedule": "multistep", "milestones": [5, 6], "decay": [0.5]})
+    )
+
+
+def test_a_model_s_range_of_scales_is_not_passed_over(write: Any) -> None:
+    models = {"a": {"framework": "mmdet", "config": "a.py", "train": {"scale": [1, 2]}}}
+    told = message(write(models=models, fusion={}, train={"scales": [0.5, 1.0]}))
+    assert "models.a.train.scale would do nothing" in told and "scales: []" in told
+    models["a"]["train"] = {"scale": [1, 2], "scales": []}
+    assert load(write(models=models, fusion={}, train={"scales": [0.5, 1.0]})).train_settings("a").scales == []
+
+
+def test_a_model_may_be_called_as_a_group_is(write: Any) -> None:
+    models = {"fusion": {"framework": "mmdet", "config": "a.py", "sede": 1}}
+    assert "models.fusion.sede (did you mean 'seed'?)" in message(write(models=models, fusion={}))
+
+
+@pytest.mark.parametrize("name", ["vrdl2021-full", "vrdl2025-document", "digits-full"])
+def test_rates_fall_within_the_training(name: str) -> None:
+    experiment = load(f"papers/{name}")
+    for model in experiment.models:
+        train = experiment.train_settings(model)
+        assert train.milestones == sorted(train.milestones) and train.milestones[-1] <= train.iterations, model
