@@ -140,7 +140,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         known = sorted({m for row in latest.values() for m in row["measures"]})
         raise ExperimentError(f"no row has {', '.join(absent)}; there are {', '.join(known)}")
     lines = [
-        "| model | commit | trainings | iterations | minutes | "
+        "| model | commit | trainings | iterations x images | minutes | "
         + " | ".join(m.replace("_", " ") for m in shown)
         + " |",
         "|---" * (5 + len(shown)) + "|",
@@ -151,7 +151,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
             _label(members[0]),
             ", ".join(dict.fromkeys(row["commit"] for row in members)),
             str(len(seconds)) if seconds else "",
-            str(members[0].get("iterations", "")),
+            f"{members[0]['iterations']} x {members[0]['batch']}" if "iterations" in members[0] else "",
             f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else "",
             *(_cell([row["measures"][m] for row in members if m in row["measures"]]) for m in shown),
         ]
@@ -188,14 +188,15 @@ def main() -> None:
     parser.add_argument("experiment", help="papers/solo-drawn, say")
     parser.add_argument("--root", type=Path, default=PROJECT, help="holds artifacts/ (default: the project's folder)")
     parser.add_argument("--file", type=Path, default=DATA, help=f"where rows are kept (default: {DATA})")
-    parser.add_argument("--model", action="append", help="only this model (may be repeated), as it was run")
+    parser.add_argument("--model", action="append", help="only this model (may be repeated), as it was run or added")
     parser.add_argument("--note", default="", help="where it ran, what differs")
     parser.add_argument("--measure", action="append", help="a column of the table (may be repeated)")
     options = parser.parse_args()
     name = Path(options.experiment).stem
     try:
         if options.action == "table":
-            print(table(read(options.file), name, options.measure or MEASURES))
+            rows = [row for row in read(options.file) if not options.model or row["model"] in options.model]
+            print(table(rows, name, options.measure or MEASURES))
             return
         layout = Layout(name, options.root.absolute())
         kept = layout.artifacts / "experiment.yaml"  # with what --set changed

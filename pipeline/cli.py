@@ -198,7 +198,7 @@ def _load(options: argparse.Namespace) -> tuple[Experiment, Layout]:
         group, _, name = key.partition(".")
         for model, settings in experiment.models.items():
             own = {"train": settings.train, "predict": settings.predict}.get(group, {})
-            if name in own and own[name] != overrides[key]:
+            if name in own and own[name] != overrides[key] and f"models.{model}.{key}" not in overrides:
                 log.warning(
                     "%s keeps its own %s, %s: change it with --set models.%s.%s=…", model, key, own[name], model, key
                 )
@@ -232,7 +232,9 @@ def _stage(name: str, options: argparse.Namespace) -> Iterator[tuple[Experiment,
         )
         if stage is None:
             raise
-        command = f"python -m pipeline {stage} {options.experiment}"
+        command = f"python -m pipeline {stage} {options.experiment}" + (
+            f" --root {options.root}" if options.root else ""
+        )
         raise FileNotFoundError(f"there is no {error.filename}; make it with: {command}") from error
     if not supervision.in_run():
         from pipeline import graph

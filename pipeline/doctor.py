@@ -266,7 +266,10 @@ def _gpus(gpus: Sequence[Gpu], torch: Torch | Exception, probes: Probes) -> list
     if not gpus:
         if isinstance(torch, Torch) and torch.sees_gpu:
             return [Finding("GPU", "good", "one that nvidia-smi does not list")]
-        slow = "training at full size: the experiments made for the CPU (quickstart, *-cpu) run, the others take days"
+        slow = (
+            "training at full size: the experiments made for the CPU (quickstart, *-cpu, most of papers/) run, the others "
+            "take days"
+        )
         return [Finding("GPU", "note", "no NVIDIA GPU", slow, "a machine with one, or Colab (notebooks/run_all.ipynb)")]
     return [_gpu(gpu, torch, probes) for gpu in gpus]
 

@@ -101,7 +101,7 @@ class TrainSettings(Settings):
     """What it rises from, as a part of the highest."""
     schedule: Literal["cosine", "multistep"] = "cosine"
     """How the rate falls after that: along half a cosine to a hundredth, or in steps."""
-    milestones: list[int] = []
+    milestones: list[Annotated[int, Field(ge=1)]] = []
     """The iterations at which the rate falls; multistep needs them."""
     decay: float | list[float] = 0.1
     """What it is multiplied by at a milestone, above 0 and below 1: one number, or one for each milestone."""
@@ -387,7 +387,7 @@ class Experiment(Settings):
                 return candidate
         raise ExperimentError(
             f"{self.name}: no data at {' or '.join(str(c) for c in candidates)}; "
-            f"set data.path in the experiment file or pass --data PATH"
+            f"set data.path in the experiment file or pass --data PATH; where to get them: python -m pipeline datasets"
         )
 
 
@@ -437,6 +437,12 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
     if not isinstance(raw, dict):
         raise ExperimentError(f"{path} holds no settings")
     for dotted, value in (overrides or {}).items():
+        group, _, rest = dotted.partition(".")
+        known, (name, dot, _) = list(raw.get("models") or {}), rest.partition(".")
+        if group == "models" and dot and name not in known:
+            raise ExperimentError(
+                f"{dotted}: there is no model {name!r}{nearest(name, known)}; there are {', '.join(known)}"
+            )
         _assign(raw, dotted.split("."), value)
     try:
         return Experiment.model_validate({"name": path.stem, **raw})

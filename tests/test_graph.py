@@ -475,6 +475,20 @@ def test_what_a_stage_would_refuse_is_told_before_anything_runs(project: ToyProj
         assert done.returncode == 1 and done.stderr.splitlines() == [f"[run] error: {told}"]
 
 
+def test_an_option_that_would_do_nothing_is_told_before_anything_runs(project: ToyProject) -> None:
+    done = project.call("run", "toy", "--dry-run", "--set", "models.a.options={test_cfg.split: watershed}")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert (
+        "models.a.options: test_cfg.split would do nothing" in done.stderr
+        and "model.test_cfg.split meant" in done.stderr
+    )
+
+
+def test_a_misspelt_model_is_told_with_the_nearest(project: ToyProject) -> None:
+    done = project.call("run", "toy", "--dry-run", "--set", "models.bb.seed=3")
+    assert done.returncode == 1 and "there is no model 'bb' (did you mean 'b'?); there are a, b" in done.stderr
+
+
 def test_a_setting_that_a_model_has_of_its_own_is_told(project: ToyProject) -> None:
     words = ["--set", "models.a.train.iterations=7", "--set", "train.iterations=5"]
     done = project.call("run", "toy", "--dry-run", *words)

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from pipeline.experiment import Augmentation, Experiment, ExperimentError, nearest
+from pipeline.experiment import Augmentation, Experiment, ExperimentError, TrainSettings, nearest
 
 
 def augmentation(steps: list[Augmentation], seed: int) -> Any:
@@ -36,23 +36,47 @@ def augmentation(steps: list[Augmentation], seed: int) -> Any:
 
 
 def check(experiment: Experiment) -> None:
-    """Build every model's augmentations and throw them away, in a process of its own, since albumentations brings 700 MB along.
+    """Build every model's augmentations and try each on a crop, in a process of its own: albumentations brings 700 MB along.
 
     Raises:
-        ExperimentError: as `augmentation`, and with the model's name where it has its own.
+        ExperimentError: as `augmentation`, and where a transform changes an image's size or kind; with the model's name where it
+            has its own.
     """
-    asked = {"": experiment.train.augment} if experiment.train.augment else {}
+    asked = {"": experiment.train} if experiment.train.augment else {}
     for name, model in experiment.models.items():
         if model.train.get("augment"):
-            asked[f"models.{name}."] = experiment.train_settings(name).augment
+            asked[f"models.{name}."] = experiment.train_settings(name)
     if asked:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(_build, asked).result()
+            pool.submit(_try, asked).result()
 
 
-def _build(asked: dict[str, list[Augmentation]]) -> None:
-    for place, steps in asked.items():
+def _try(asked: dict[str, TrainSettings]) -> None:
+    import numpy as np
+
+    for place, settings in asked.items():
+        crop = np.random.default_rng(0).integers(0, 256, (settings.crop, settings.crop, 3), np.uint8)
         try:
-            augmentation(steps, 0)
+            augmentation(settings.augment, 0)
+            for step in settings.augment:
+                _keeps(step, crop)
         except ExperimentError as error:
             raise ExperimentError(f"{place}{error}") from None
+
+
+def _keeps(step: Augmentation, crop: Any) -> None:
+    """See that a transform gives an image of bytes and of the same size, which is what a network is shown in prediction too.
+
+    Raises:
+        ExperimentError: it does not, or fails.
+    """
+    try:
+        done = augmentation([step.model_copy(update={"p": 1.0})], 0)(image=crop, masks=[crop[:, :, 0]])
+    except Exception as error:  # noqa: BLE001  a transform may raise anything
+        raise ExperimentError(f"train.augment: {step.name} fails on a crop of {crop.shape[0]}: {error}") from error
+    image, mask = done["image"], done["masks"][0]
+    if image.dtype != crop.dtype or image.shape != crop.shape or mask.shape != crop.shape[:2]:
+        raise ExperimentError(
+            f"train.augment: {step.name} makes {image.dtype} of {'x'.join(map(str, image.shape))} out of a crop of bytes of "
+            f"{'x'.join(map(str, crop.shape))}; sizes are train.crop's and train.scale's matter, and the model itself normalises"
+        )

@@ -110,8 +110,13 @@ SUFFIXES = {".py": "mmdet", ".yaml": "detectron2", ".yml": "detectron2"}
 """Whose configs end so."""
 
 
+USED_OF_MMDET = ("model", "load_from", "custom_imports")
+"""What of an MMDetection config is used: schedules, loaders and evaluation are the experiment's matter."""
+
+
 def check(experiment: Experiment) -> None:
-    """See that every model's config is there, can be read, and is its framework's, and that weights in a file are there.
+    """See that every model's config is there, can be read, and is its framework's, that its options can have an effect, and that
+    weights in a file are there.
 
     Raises:
         ExperimentError: the message names the model.
@@ -127,6 +132,12 @@ def check(experiment: Experiment) -> None:
                 f"models.{name}: {model.config} is a config of {other}, and its framework is {model.framework}; "
                 f"write framework: {other}"
             )
+        for key in model.options if model.framework == "mmdet" else ():
+            if key.split(".")[0] not in USED_OF_MMDET:
+                raise ExperimentError(
+                    f"models.{name}.options: {key} would do nothing, since only {', '.join(USED_OF_MMDET)} of an MMDetection "
+                    f"config are used here; is model.{key} meant?"
+                )
         if (
             model.weights not in (None, "config")
             and not is_address(model.weights)

@@ -26,7 +26,7 @@ from pipeline.backends.checkpoints import without_code
 from pipeline.backends.found import Found, Thresholded
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.samples import Sample, bgr_tensor
-from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings
+from pipeline.experiment import ExperimentError, ModelSettings, PredictSettings, nearest
 from pipeline.records import Detections, Image
 
 log = logging.getLogger("pipeline.detectron2")
@@ -53,10 +53,14 @@ def read_config(model: ModelSettings, classes: int, settings: PredictSettings | 
     _add_project_settings(config)
     try:
         _merge(config, path)
-        for key, value in model.options.items():
-            config.merge_from_list([key, value])
     except (KeyError, ValueError, AssertionError, ImportError, OSError, yaml.YAMLError) as error:
         raise ExperimentError(f"{path} is not a Detectron2 config: {type(error).__name__}: {error}") from error
+    for key, value in model.options.items():
+        try:
+            config.merge_from_list([key, value])
+        except (AssertionError, KeyError, ValueError) as error:
+            hint = nearest(key, list(_keys(config)))
+            raise ExperimentError(f"options of {model.config}: {key}: {value!r} does not fit{hint}: {error}") from error
     config.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     config.MODEL.ROI_HEADS.NUM_CLASSES = classes
     if "POINT_HEAD" in config.MODEL:
@@ -68,6 +72,15 @@ def read_config(model: ModelSettings, classes: int, settings: PredictSettings | 
         rpn.POST_NMS_TOPK_TEST = max(rpn.POST_NMS_TOPK_TEST, settings.max_detections)
         rpn.PRE_NMS_TOPK_TEST = max(rpn.PRE_NMS_TOPK_TEST, settings.max_detections)
     return config
+
+
+def _keys(node: CfgNode, above: str = "") -> Iterator[str]:
+    """The dotted names of a config's values."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
 
 
 def _add_project_settings(config: CfgNode) -> None:
@@ -105,7 +118,7 @@ def build(model: ModelSettings, classes: int, settings: PredictSettings | None =
     """The network with its first weights (see `ModelSettings.weights`).
 
     Raises:
-        ExperimentError: the config is none, or its network finds boxes only.
+        ExperimentError: the config is none, names a part that is not registered, or its network finds boxes only.
     """
     config = read_config(model, classes, settings)
     if model.weights != "config":
@@ -114,6 +127,8 @@ def build(model: ModelSettings, classes: int, settings: PredictSettings | None =
         network: nn.Module = build_model(config)
     except OSError as error:
         raise not_loadable(f"of a part of the network, named in {model.config},", error) from error
+    except KeyError as error:  # of a registry
+        raise ExperimentError(f"{model.config} with the options {model.options} builds no network: {error}") from error
     if not any("mask" in name for name, _ in network.named_modules()):
         raise ExperimentError(f"{model.config}: {type(network).__name__} finds boxes only, and masks are wanted")
     network = revert_sync_batchnorm(network)  # one device has nobody to average with, and a CPU refuses to try

@@ -22,6 +22,19 @@ def experiment(own: dict | None = None, common: str = "D4") -> Experiment:
     )
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"name": "Normalize"}, "Normalize makes float32"),
+        ({"name": "Resize", "args": {"height": 32, "width": 32}}, "Resize makes uint8 of 32x32x3 out of .* 256x256x3"),
+        ({"name": "RandomCrop", "args": {"height": 300, "width": 300}}, "RandomCrop fails on a crop of 256"),
+    ],
+)
+def test_what_changes_an_image_s_size_or_kind_is_refused(step: dict, words: str) -> None:
+    with pytest.raises(ExperimentError, match=f"^models.m.train.augment: {words}"):
+        check(experiment({"augment": [{"name": "D4"}, {**step, "p": 0.1}]}))
+
+
 def test_every_models_augmentations_are_checked() -> None:
     check(experiment())
     check(experiment({"augment": []}))

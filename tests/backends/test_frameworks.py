@@ -199,6 +199,23 @@ def test_options_that_fit_no_network_are_told(key: str) -> None:
         mmdet.build(wrong, 4)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"MODEL.BACKBONE.NAM": "x"}, r"MODEL.BACKBONE.NAM: 'x' does not fit \(did you mean 'MODEL.BACKBONE.NAME'\?\)"),
+        ({"MODEL.RPN.NMS_THRESH": "much"}, "MODEL.RPN.NMS_THRESH: 'much' does not fit"),
+        ({"MODEL.BACKBONE.NAME": "build_timm_fpn_backbon"}, "builds no network: .*build_timm_fpn_backbon"),
+    ],
+)
+def test_options_that_fit_no_detectron2_network_are_told(options: dict, words: str) -> None:
+    needs("detectron2")
+    from pipeline.backends import detectron2
+
+    config = "detectron2/segpc2021_cascade-effb5_cpu"
+    with pytest.raises(ExperimentError, match=f"segpc2021_cascade-effb5_cpu.*{words}"):
+        detectron2.build(ModelSettings(framework="detectron2", config=config, options=options), 4)
+
+
 @pytest.mark.parametrize("framework", list(SLIM))
 def test_pretrained_weights_cannot_run_code(framework: str, tmp_path: Path) -> None:
     needs(framework)

@@ -64,10 +64,10 @@ def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
     rows = papers.rows_of(experiment, layout)
     commit = rows[0]["commit"]
     lines = papers.table(rows, "try").splitlines()
-    assert lines[0] == "| model | commit | trainings | iterations | minutes | score |"
+    assert lines[0] == "| model | commit | trainings | iterations x images | minutes | score |"
     assert lines[2:] == [
-        f"| plain | {commit} | 2 | 70 | 1.5 | 0.250 (0.200 to 0.300) |",
-        f"| other | {commit} | 1 | 70 | 1.5 | 0.500 |",
+        f"| plain | {commit} | 2 | 70 x 2 | 1.5 | 0.250 (0.200 to 0.300) |",
+        f"| other | {commit} | 1 | 70 x 2 | 1.5 | 0.500 |",
         f"| plain-0 + plain-1 + other, as tuned | {commit} |  |  |  | 0.900 |",
     ]
 
@@ -96,10 +96,10 @@ def test_other_budgets_and_options_are_lines_of_their_own(tmp_path: Path) -> Non
     folds = {**rows[1], "folds": ["2"], "measures": {"score": 0.7}}
     lines = [line.split(" | ") for line in papers.table([*rows, longer, scaled, folds], "try").splitlines()[2:]]
     assert [(line[0], line[3], line[-1]) for line in lines] == [
-        ("| plain", "70", "0.250 (0.200 to 0.300) |"),
-        ("| plain", "140", "0.400 |"),
-        ("| plain, model.scale: 0.5", "70", "0.600 |"),
-        ("| plain", "70", "0.700 |"),
+        ("| plain", "70 x 2", "0.250 (0.200 to 0.300) |"),
+        ("| plain", "140 x 2", "0.400 |"),
+        ("| plain, model.scale: 0.5", "70 x 2", "0.600 |"),
+        ("| plain", "70 x 2", "0.700 |"),
     ]
 
 
@@ -130,7 +130,7 @@ def test_the_table_of_a_run_is_shown_and_kept_nowhere_or_where_one_likes(
         papers.main()
         return capsys.readouterr().out
 
-    line = f"| plain | {papers._commit()} | 1 | 70 | 1.5 | 0.250 |"
+    line = f"| plain | {papers._commit()} | 1 | 70 x 2 | 1.5 | 0.250 |"
     assert line in call("show")
     assert "1 rows added" in call("add", "--file", str(own))
     assert line in call("table", "--file", str(own))
