@@ -245,7 +245,7 @@ def test_what_cannot_be_survived(tmp_path: Path, files: dict[str, bytes], expect
         read(files, tmp_path)
     with pytest.raises(CompetitionError, match="needs its hw3-data-release.tar.gz"):
         COMPETITION.read(None, {}, 0, tmp_path)
-    with pytest.raises(CompetitionError, match="no such option"):
+    with pytest.raises(CompetitionError, match="there is none here"):
         read(files, tmp_path, group="site")
 
 
