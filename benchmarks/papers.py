@@ -121,8 +121,8 @@ def read(path: Path = DATA) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
     """Markdown: a line for each model, the seeds of one together; of a model that was added twice with the same iterations,
-    batch, options and folds, the later row. An ensemble is of the models whose rows are of its commit, which need not be all
-    that the table has.
+    batch, options, folds and images, the later row. An ensemble is of the models whose rows are of its commit, which need not be
+    all that the table has.
 
     Raises:
         ExperimentError: there is nothing of the experiment, or of a measure.
@@ -140,7 +140,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         known = sorted({m for row in latest.values() for m in row["measures"]})
         raise ExperimentError(f"no row has {', '.join(absent)}; there are {', '.join(known)}")
     lines = [
-        "| model | commit | trainings | iterations x images | minutes | "
+        "| model | commit | trainings (of images) | iterations x images | minutes | "
         + " | ".join(m.replace("_", " ") for m in shown)
         + " |",
         "|---" * (5 + len(shown)) + "|",
@@ -150,7 +150,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         cells = [
             _label(members[0]),
             ", ".join(dict.fromkeys(row["commit"] for row in members)),
-            str(len(seconds)) if seconds else "",
+            f"{len(seconds)} ({_span([n for row in members for n in row['trained_on']])})" if seconds else "",
             f"{members[0]['iterations']} x {members[0]['batch']}" if "iterations" in members[0] else "",
             f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else "",
             *(_cell([row["measures"][m] for row in members if m in row["measures"]]) for m in shown),
@@ -161,8 +161,13 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
 
 def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of: the model, and what of its settings was changed from run to run."""
-    settings = ("options", "folds", "of", "fusion")
+    settings = ("options", "folds", "trained_on", "of", "fusion")
     return (row["model"], row.get("iterations"), row.get("batch"), *(json.dumps(row.get(key)) for key in settings))
+
+
+def _span(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _label(row: Mapping[str, Any]) -> str:

@@ -64,10 +64,10 @@ def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
     rows = papers.rows_of(experiment, layout)
     commit = rows[0]["commit"]
     lines = papers.table(rows, "try").splitlines()
-    assert lines[0] == "| model | commit | trainings | iterations x images | minutes | score |"
+    assert lines[0] == "| model | commit | trainings (of images) | iterations x images | minutes | score |"
     assert lines[2:] == [
-        f"| plain | {commit} | 2 | 70 x 2 | 1.5 | 0.250 (0.200 to 0.300) |",
-        f"| other | {commit} | 1 | 70 x 2 | 1.5 | 0.500 |",
+        f"| plain | {commit} | 2 (30) | 70 x 2 | 1.5 | 0.250 (0.200 to 0.300) |",
+        f"| other | {commit} | 1 (30) | 70 x 2 | 1.5 | 0.500 |",
         f"| plain-0 + plain-1 + other, as tuned | {commit} |  |  |  | 0.900 |",
     ]
 
@@ -94,7 +94,9 @@ def test_other_budgets_and_options_are_lines_of_their_own(tmp_path: Path) -> Non
     longer = {**rows[0], "iterations": 140, "measures": {"score": 0.4}}
     scaled = {**rows[1], "options": {"model.scale": 0.5}, "measures": {"score": 0.6}}
     folds = {**rows[1], "folds": ["2"], "measures": {"score": 0.7}}
-    lines = [line.split(" | ") for line in papers.table([*rows, longer, scaled, folds], "try").splitlines()[2:]]
+    fewer = {**rows[1], "trained_on": [12], "measures": {"score": 0.8}}
+    lines = [line.split(" | ") for line in papers.table([*rows, longer, scaled, folds, fewer], "try").splitlines()[2:]]
+    assert lines.pop()[2] == "1 (12)"
     assert [(line[0], line[3], line[-1]) for line in lines] == [
         ("| plain", "70 x 2", "0.250 (0.200 to 0.300) |"),
         ("| plain", "140 x 2", "0.400 |"),
@@ -130,7 +132,7 @@ def test_the_table_of_a_run_is_shown_and_kept_nowhere_or_where_one_likes(
         papers.main()
         return capsys.readouterr().out
 
-    line = f"| plain | {papers._commit()} | 1 | 70 x 2 | 1.5 | 0.250 |"
+    line = f"| plain | {papers._commit()} | 1 (30) | 70 x 2 | 1.5 | 0.250 |"
     assert line in call("show")
     assert "1 rows added" in call("add", "--file", str(own))
     assert line in call("table", "--file", str(own))
