@@ -490,9 +490,12 @@ def test_a_misspelt_model_is_told_with_the_nearest(project: ToyProject) -> None:
 
 
 def test_a_setting_that_a_model_has_of_its_own_is_told(project: ToyProject) -> None:
-    words = ["--set", "models.a.train.iterations=7", "--set", "train.iterations=5"]
-    done = project.call("run", "toy", "--dry-run", *words)
+    settings(project, models__a__train={"iterations": 7})
+    words = ["run", "toy", "--dry-run", "--set", "train.iterations=5"]
+    done = project.call(*words)
     assert "a keeps its own train.iterations, 7" in done.stderr and "b keeps" not in done.stderr
+    done = project.call(*words, "--set", "models.a.train.iterations=8")  # just what the note says to do
+    assert done.returncode == 0 and "keeps its own" not in done.stderr
 
 
 def test_a_failing_stage_names_its_log_and_the_others_go_on(project: ToyProject) -> None:
