@@ -5,8 +5,8 @@
 Beside both stands torch's fused attention on the folded tokens, which never has the weights.
 
 Five levels at strides 4 to 64 of one image padded to 1344x800, ViT-B/16's 197 tokens of width 768, float32, forward and
-backward. The same numbers come out of both; what differs is that Wq Wk^T meets the tokens and not the pixels, and that no map of
-768 channels is turned round. Each measurement is a process of its own: its peak is that of its resident
+backward. The same numbers come out of all; what differs from the formula is that Wq Wk^T meets the tokens and not the pixels,
+and that no map of 768 channels is turned round. Each measurement is a process of its own: its peak is that of its resident
 memory above what its inputs take. Rounds are interleaved and the fastest counts.
 """
 

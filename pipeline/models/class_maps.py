@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -45,12 +45,7 @@ def instances(
         masks: (N, H, W) float32, the probability of the object's class inside, which is above the threshold, and 0 outside.
         scores: (N,) float32, mean probability of the object's class inside.
         labels: (N,) int64 in 0..C-1.
-
-    Raises:
-        ValueError: `split` is none of both.
     """
-    if split not in get_args(Split):
-        raise ValueError(f"test_cfg.split is {split!r}; it must be one of {', '.join(get_args(Split))}")
     best = probabilities.argmax(axis=0)
     found: list[tuple[float, int, int, tuple[slice, ...], np.ndarray]] = []
     for label, probability in enumerate(probabilities):

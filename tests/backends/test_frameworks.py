@@ -199,6 +199,17 @@ def test_options_that_fit_no_network_are_told(key: str) -> None:
         mmdet.build(wrong, 4)
 
 
+def test_a_misspelt_split_is_told_before_anything_is_learnt() -> None:
+    needs("mmdet")
+    from pipeline.backends import mmdet
+
+    wrong = ModelSettings(
+        framework="mmdet", config="mmdet/unet-semantic_cpu", options={"model.test_cfg.split": "watershd"}
+    )
+    with pytest.raises(ValueError, match="test_cfg.split is 'watershd'; it must be one of components, watershed"):
+        mmdet.build(wrong, 4)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

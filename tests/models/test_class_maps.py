@@ -86,8 +86,3 @@ def test_watershed_keeps_every_pixel_also_at_the_border() -> None:
         assert np.array_equal(cut > 0, parts > 0) and len(np.unique(cut)) - 1 >= count
         for number in range(1, cut.max() + 1):  # no part reaches over two components
             assert len(np.unique(parts[cut == number])) == 1
-
-
-def test_a_misspelt_split_is_told() -> None:
-    with pytest.raises(ValueError, match="test_cfg.split is 'watershd'; it must be one of components, watershed"):
-        instances(np.zeros((2, 8, 8), np.float32), split="watershd")  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """QueryInst, ResNet-18 of half width, 64 channels, 3 stages, 100 queries: trains on two CPU cores. Random weights.
 
 Crops in training and tiles in prediction (``predict.tile``) must hold fewer objects than there are queries. They start on
-a grid: from whole images, as the full model's do, they learn much more slowly (docs/papers.md).
+a grid: from whole images, as the full model's do, a first step reaches the coarsest feature maps alone (docs/papers.md).
 """
 
 _base_ = "mmdet::queryinst/queryinst_r50_fpn_1x_coco.py"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from mmdet.models.detectors.base import BaseDetector
@@ -11,7 +11,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
-from pipeline.models.class_maps import instances
+from pipeline.models.class_maps import Split, instances
 from pipeline.models.hungarian import HungarianLoss
 from pipeline.models.seq2seg import QuerySeq2Seg, Seq2Seg
 from pipeline.models.unet import HungarianUNet, UNet
@@ -109,10 +109,17 @@ class SemanticSegmentor(Segmentor):
 
     Args:
         test_cfg: also ``split``, ``threshold`` and ``least``, see `class_maps.instances`.
+
+    Raises:
+        ValueError: ``split`` is none that there is.
     """
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
+        if self.test_cfg["split"] not in get_args(Split):
+            raise ValueError(
+                f"test_cfg.split is {self.test_cfg['split']!r}; it must be one of {', '.join(get_args(Split))}"
+            )
         self.loss_mask = nn.BCEWithLogitsLoss()
 
     def loss(self, batch_inputs: torch.Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, torch.Tensor]:
