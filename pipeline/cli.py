@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -459,12 +460,13 @@ def _models_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parameters",
         action="store_true",
-        help="count each model's parameters: builds it, which takes seconds a model",
+        help="count the parameters of these models anew, by building them, which takes seconds each, and keep the numbers in "
+        "configs/models/parameters.json, from where they are listed",
     )
 
 
 def _models(options: argparse.Namespace, _: list[str]) -> int:
-    from pipeline.backends import catalog
+    from pipeline.backends import catalog, parameters
 
     listed = catalog.entries()
     if options.name:
@@ -475,15 +477,22 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
                 catalog.locate(name)  # raises, and names the nearest
             asked += [entry for entry in found if entry not in asked]
         listed = asked
+    if options.parameters:
+        counts = {entry: parameters.count(entry) for entry in listed}
+        parameters.keep({entry: number for entry, number in counts.items() if number is not None})
     reach = catalog.reach(sorted({source for entry in listed for source in entry.weights}))
     for entry in listed:
         usable = "" if catalog.installed(entry.framework) else "  (not installed)"
+        number = parameters.kept(entry)
+        counted = "not counted; --parameters does" if number is None else f"{number / 1e6:.1f} million"
         print(f"{entry.name}\n    {entry.description}")
-        print(f"    framework: {entry.framework}{usable}\n    origin:    {entry.origin}")
-        if options.parameters and (count := catalog.parameters(entry)) is not None:
-            print(f"    learns:    {count / 1e6:.1f} million parameters ({catalog.PUBLISHED_CLASSES} classes)")
-        sources = [f"{source} ({reach[source]})" for source in entry.weights]
-        print("    weights:   " + ("\n               ".join(sources) or "random"))
+        print(f"    framework:  {entry.framework}{usable}\n    origin:     {entry.origin}")
+        print(f"    parameters: {counted} ({parameters.CLASSES} classes)")
+        sources = [f"{source} ({reach[source].partition(':')[0]})" for source in entry.weights]
+        print("    weights:    " + ("\n                ".join(sources) or "random"))
+    for why, times in Counter(said.partition(": ")[2] for said in reach.values()).items():
+        if why:
+            print(f"not reachable, {times} of {len(reach)} addresses: {why}")
     return 0
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli
-from pipeline.backends import catalog
+from pipeline.backends import catalog, parameters
 from pipeline.experiment import PROJECT, ExperimentError, Layout, ModelSettings, load
 from pipeline.stages import STAGES
 
@@ -311,21 +312,39 @@ def test_models_says_what_there_is(capsys: pytest.CaptureFixture[str], monkeypat
     assert ("(not installed)" in said) == (importlib.util.find_spec("detectron2") is None)
 
 
-def test_models_counts_parameters_as_published(
+def test_models_says_parameters_as_published(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not catalog.installed("mmdet"):
-        pytest.skip("mmdet is not installed")
-    monkeypatch.setattr(catalog, "_reach", lambda source, timeout: "reachable")
-    assert cli.main(["models", "mmdet/mask-rcnn_r50", "--parameters"]) == 0
+    monkeypatch.setattr(
+        catalog, "_reach", lambda source, timeout: "not reachable: no net" if "r50" in source else "here"
+    )
+    monkeypatch.setattr(parameters, "count", lambda entry: pytest.fail("a list builds nothing"))
+    assert cli.main(["models", "mmdet/mask-rcnn_r50"]) == 0
     said = capsys.readouterr().out
     # MMDetection's own table: 44.4 M for Mask R-CNN R50-FPN with COCO's classes
-    assert "44.4 million parameters" in said and said.count("origin:") == 1
+    assert "parameters: 44.4 million (80 classes)" in said and said.count("origin:") == 1
+    assert said.splitlines()[-1] == "not reachable, 1 of 1 addresses: no net"
     assert cli.main(["models", "mmdet/mask-rcn_r50"]) == 1
     assert "did you mean mmdet/mask-rcnn_r50" in capsys.readouterr().err
     assert cli.main(["models", "solo"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert "mmdet/solo-attention_r50" in listed and "mmdet/mask-rcnn_r50" not in listed
+
+
+def test_parameters_are_kept_until_the_config_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "parameters.json"
+    config = tmp_path / "own.py"
+    config.write_text("model = dict(depth=1)\n")
+    entry = catalog.Entry("mmdet/own", config, "mmdet", "", "", ())
+    assert parameters.kept(entry, place) is None
+    parameters.keep({entry: 1200}, place)
+    parameters.keep({dataclasses.replace(entry, name="mmdet/other"): 7}, place)
+    config.write_text("# only a comment\nmodel = dict(depth=1)\n")
+    assert parameters.kept(entry, place) == 1200
+    config.write_text("model = dict(depth=2)\n")
+    assert parameters.kept(entry, place) is None
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The model configs in configs/models: what they are, where they come from, and what a change of them is.
 
-Everything here but `parameters` reads the config files as text, so that no framework has to be installed, let alone imported.
+Everything here reads the config files as text, so that no framework has to be installed, let alone imported.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
-import importlib
 import json
 import urllib.error
 import urllib.request
@@ -71,19 +70,6 @@ def entries(folder: Path = CONFIGS) -> list[Entry]:
                 Entry(name, path, framework, _description(path), ", ".join(bases) or "its own file", _weights(path))
             )
     return found
-
-
-PUBLISHED_CLASSES = 80
-"""For how many classes parameters are counted: COCO's, as in the tables that frameworks publish."""
-
-
-def parameters(entry: Entry) -> int | None:
-    """How many numbers the model learns, by building it, which takes seconds; None where its framework is absent."""
-    if not installed(entry.framework):
-        return None
-    backend = importlib.import_module(f"pipeline.backends.{entry.framework}")
-    network = backend.build(ModelSettings(framework=entry.framework, config=str(entry.path)), PUBLISHED_CLASSES)
-    return sum(weight.numel() for weight in network.parameters())
 
 
 # ---------------------------------------------------------------- which can be used -----------------------------------

@@ -260,18 +260,18 @@ class TransformerAssistance(nn.Module):
 
     Args:
         channels: of the maps.
+        blocks: the blocks whose states the maps look at, one for each map. Of equal depth, as in the paper: the map after
+            the i-th of a network's five stages, at a stride of 2**i, looks at block i.
         timm: the transformer, any ViT of timm. pretrained: its weights, see `Tokens`.
-        blocks: the blocks whose states the maps look at, one for each map; by default the last of 1 to 5, so that five maps
-            look at the blocks 1 to 5 and the four of a ResNet, whose stem is the first of five stages, at 2 to 5.
         stride: 2 halves the maps on the way by a 3x3 convolution, 1 keeps their size with a 1x1.
     """
 
     def __init__(
         self,
         channels: Sequence[int],
+        blocks: Sequence[int],
         timm: str = "vit_base_patch16_224",
         pretrained: str | None = None,
-        blocks: Sequence[int] | None = None,
         class_token: bool = True,
         stride: int = 1,
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -279,7 +279,6 @@ class TransformerAssistance(nn.Module):
         bgr: bool = False,
     ) -> None:
         super().__init__()
-        blocks = tuple(blocks) if blocks is not None else (1, 2, 3, 4, 5)[-len(channels) :]
         if len(blocks) != len(channels):
             raise ValueError(f"{len(channels)} feature maps need as many blocks of {timm}, not {list(blocks)}")
         self.tokens = Tokens(timm, blocks, class_token, pretrained, mean, std, bgr)

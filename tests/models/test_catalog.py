@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.backends import catalog
+from pipeline.backends import catalog, parameters
 from pipeline.backends.catalog import Entry
 from pipeline.backends.instance_crops import InstanceCrops
 from pipeline.backends.samples import Sample
@@ -97,6 +97,12 @@ def test_every_model_builds_and_finds_valid_detections(entry: Entry, tmp_path: P
     checkpoint.unlink()
     assert set(found.source) == set(range(len(views))) and len(found) <= 20 * len(views)
     valid(found, data)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_the_parameters_that_are_listed_are_those_of_the_network(entry: Entry) -> None:
+    needs(entry.framework)
+    assert parameters.kept(entry) == parameters.count(entry), f"python -m pipeline models {entry.name} --parameters"
 
 
 def on_every_level() -> list[Sample]:

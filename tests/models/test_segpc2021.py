@@ -21,7 +21,7 @@ def test_the_second_look_begins_as_the_first_and_then_sees_what_is_fed_back() ->
 
     for assistant, levels in (
         (None, (1, 2, 3, 4)),
-        ({"timm": "test_vit", "stride": 2, "blocks": (1, 2, 3)}, (0, 1, 2)),
+        ({"timm": "test_vit", "stride": 2}, (0, 1, 2)),
     ):
         torch.manual_seed(0)
         backbone = TimmBackbone("efficientnet_lite0", None, levels, assistant, rfp_inplanes=8, output_img=True).eval()
@@ -37,6 +37,44 @@ def test_the_second_look_begins_as_the_first_and_then_sees_what_is_fed_back() ->
         assert (second[-1] - first[-1]).abs().max() > 1e-4
         if assistant is None:
             torch.testing.assert_close(second[0], first[1])  # DetectoRS feeds nothing back to the finest stage
+
+
+def blocks_of(name: str, **options: object) -> tuple[int, ...]:
+    """After which blocks of the transformer the states are taken."""
+    from importlib import import_module
+
+    settings = settings_of(name).model_copy(update={"options": options})
+    network = import_module(f"pipeline.backends.{settings.framework}").build(settings, 1)
+    backbone = network.backbone
+    while not hasattr(backbone, "assistant"):
+        backbone = backbone.bottom_up
+    blocks: tuple[int, ...] = backbone.assistant.tokens.blocks
+    return blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("detectron2/segpc2021_cascade-effb5-transformer", (1, 2, 3, 4, 5)),  # strides 2 to 32, halved
+        ("mmdet/segpc2021_detectors-effb5-transformer", (1, 2, 3, 4)),  # strides 2 to 16, halved
+        ("mmdet/segpc2021_detectors-effb5-transformer_cpu", (2, 3, 4, 5)),  # strides 4 to 32
+        ("mmdet/segpc2021_detectors-r50-transformer_cpu", (2, 3, 4, 5)),
+        ("detectron2/segpc2021_cascade-x152-transformer_cpu", (2, 3, 4, 5)),
+    ],
+)
+def test_maps_look_at_blocks_of_equal_depth(name: str, blocks: tuple[int, ...]) -> None:
+    needs(name.split("/")[0])
+    assert blocks_of(name) == blocks
+
+
+def test_the_blocks_are_a_setting_of_both_frameworks() -> None:
+    for name, key in (
+        ("mmdet/segpc2021_detectors-effb5-transformer_cpu", "model.backbone.assistant.blocks"),
+        ("detectron2/segpc2021_cascade-effb5-transformer_cpu", "MODEL.ASSISTANT.BLOCKS"),
+    ):
+        needs(name.split("/")[0])
+        chosen = (3, 3, 6, 9) if "mmdet" in name else (3, 3, 6, 9, 12)
+        assert blocks_of(name, **{key: list(chosen)}) == chosen
 
 
 def test_the_transformers_weights_survive_the_start_of_a_detectors_resnet() -> None:

@@ -140,7 +140,7 @@ def test_blocks_that_are_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="blocks 1 to 12"):
         Tokens(VIT, (0, 1))
     with pytest.raises(ValueError, match="as many blocks"):
-        TransformerAssistance([8, 8], VIT, blocks=(1, 2, 3))
+        TransformerAssistance([8, 8], (1, 2, 3), VIT)
 
 
 @pytest.mark.parametrize("name", [CNN, "resnet18", "convnext_atto"])
@@ -166,8 +166,7 @@ def test_any_convolutional_network_gives_levels_with_feedback(name: str) -> None
 def test_assisted_features_of_an_odd_image(stride: int) -> None:
     torch.manual_seed(0)
     features = ConvolutionalFeatures(CNN).eval()
-    assistance = TransformerAssistance(features.channels, VIT, stride=stride).eval()
-    assert assistance.tokens.blocks == (1, 2, 3, 4, 5)
+    assistance = TransformerAssistance(features.channels, (1, 2, 3, 4, 5), VIT, stride=stride).eval()
     image = torch.randn(2, 3, 75, 101)
     with torch.no_grad():
         maps = features(image)
@@ -179,11 +178,10 @@ def test_assisted_features_of_an_odd_image(stride: int) -> None:
         torch.testing.assert_close(level[1:], one, atol=1e-4, rtol=1e-4)  # batch equals single
 
 
-def test_every_parameter_learns_and_four_maps_look_at_the_last_four_blocks() -> None:
+def test_every_parameter_learns() -> None:
     torch.manual_seed(0)
     features = ConvolutionalFeatures(CNN, (1, 2, 3, 4))
-    assistance = TransformerAssistance(features.channels, VIT)
-    assert assistance.tokens.blocks == (2, 3, 4, 5)
+    assistance = TransformerAssistance(features.channels, (2, 3, 4, 5), VIT)
     image = torch.randn(2, 3, 64, 64)
     merged = assistance(image, features(image))
     sum((level * torch.randn_like(level)).sum() for level in merged).backward()
@@ -195,7 +193,7 @@ def test_every_parameter_learns_and_four_maps_look_at_the_last_four_blocks() -> 
 def test_weights_from_a_file_and_none_out_of_reach(tmp_path) -> None:  # noqa: ANN001
     whole = timm.create_model(VIT)
     torch.save(whole.state_dict(), tmp_path / "vit.pth")
-    assistance = TransformerAssistance([8], VIT, pretrained=str(tmp_path / "vit.pth"), blocks=(2,))
+    assistance = TransformerAssistance([8], (2,), VIT, pretrained=str(tmp_path / "vit.pth"))
     before = assistance.tokens.network.pos_embed.clone()
     assistance.load_pretrained()
     torch.testing.assert_close(assistance.tokens.network.blocks[1].mlp.fc1.weight, whole.blocks[1].mlp.fc1.weight)

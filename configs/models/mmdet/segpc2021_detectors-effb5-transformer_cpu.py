@@ -1,4 +1,7 @@
-"""DetectoRS, slim, on EfficientNet-Lite0 transformer-assisted by ViT-tiny/16: for two CPU cores. Random weights."""
+"""DetectoRS, slim, on EfficientNet-Lite0 transformer-assisted by ViT-tiny/16: for two CPU cores. Random weights.
+
+The levels at strides 4 to 32 look at the blocks 2 to 5, so that the network without the transformer differs in nothing else.
+"""
 
 _base_ = "./segpc2021_detectors-effb5_cpu.py"
 

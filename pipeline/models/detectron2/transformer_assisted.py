@@ -28,7 +28,7 @@ def add_settings(config: CfgNode) -> None:
     if "TIMM" in config.MODEL:
         return
     config.MODEL.TIMM = CfgNode({"NAME": "efficientnet_b5", "WEIGHTS": ""})
-    # no NAME: no transformer; no BLOCKS: the last of 1 to 5
+    # no NAME: no transformer; no BLOCKS: those of equal depth, 1 for stride 2 to 5 for 32
     config.MODEL.ASSISTANT = CfgNode({"NAME": "", "WEIGHTS": "", "BLOCKS": [], "CLASS_TOKEN": True})
 
 
@@ -40,13 +40,14 @@ def _normalised(config: CfgNode) -> dict[str, Any]:
     }
 
 
-def _assistant(config: CfgNode, channels: list[int], stride: int) -> TransformerAssistance:
+def _assistant(config: CfgNode, channels: list[int], depths: list[int], stride: int) -> TransformerAssistance:
+    """`depths`: after which of a network's five stages the maps come, which are the blocks that they look at by default."""
     settings = config.MODEL.ASSISTANT
     assistant = TransformerAssistance(
         channels,
+        settings.BLOCKS or depths,
         settings.NAME,
         settings.WEIGHTS or None,
-        settings.BLOCKS or None,
         settings.CLASS_TOKEN,
         stride,
         **_normalised(config),
@@ -71,7 +72,8 @@ class TimmBackbone(Backbone):  # type: ignore[misc]
         self.features = ConvolutionalFeatures(timm.NAME, levels, timm.WEIGHTS or None, **_normalised(config))
         self.features.load_pretrained()
         channels, stride = self.features.channels, 2 if halved else 1
-        self.assistant = _assistant(config, channels, stride) if config.MODEL.ASSISTANT.NAME else None
+        depths = [level + 1 for level in levels]
+        self.assistant = _assistant(config, channels, depths, stride) if config.MODEL.ASSISTANT.NAME else None
         self.halve = nn.ModuleList()
         if self.assistant is not None:
             channels = [self.assistant.width] * len(channels)
@@ -145,5 +147,7 @@ def build_assisted_resnet_fpn_backbone(config: CfgNode, input_shape: ShapeSpec) 
     resnet = build_resnet_backbone(config, input_shape)
     names = list(config.MODEL.FPN.IN_FEATURES)
     shapes = resnet.output_shape()
-    assistant = _assistant(config, [shapes[name].channels for name in resnet._out_features], 1)
+    maps = resnet._out_features
+    depths = [1 if name == "stem" else int(name.removeprefix("res")) for name in maps]
+    assistant = _assistant(config, [shapes[name].channels for name in maps], depths, 1)
     return _pyramid(config, TransformerAssistedResNet(resnet, assistant), names)

@@ -25,7 +25,8 @@ class TimmBackbone(BaseModule):  # type: ignore[misc]
     Args:
         timm: its name there. pretrained: its weights, a file or ``timm://<model>.<tag>``.
         out_indices: the levels that come out, of 0 to 4 at strides 2 to 32.
-        assistant: the arguments of `TransformerAssistance`; None for the network alone.
+        assistant: the arguments of `TransformerAssistance` but `channels`, and `blocks` where level i shall not look at block
+            i + 1; None for the network alone.
         normalised: the arguments mean, std and bgr of `Renormalisation`, where the detector's preprocessor does not give
             RGB normalised as ImageNet's.
     """
@@ -47,7 +48,10 @@ class TimmBackbone(BaseModule):  # type: ignore[misc]
         fed = [level + further for level in out_indices[1:]] if rfp_inplanes else []
         normalised = normalised or {}
         self.features = ConvolutionalFeatures(timm, out_indices, pretrained, fed, rfp_inplanes or 0, **normalised)
-        self.assistant = TransformerAssistance(self.features.channels, **assistant, **normalised) if assistant else None
+        self.assistant = None
+        if assistant:
+            settings = {"blocks": [level + 1 for level in out_indices], **assistant, **normalised}
+            self.assistant = TransformerAssistance(self.features.channels, **settings)
 
     def init_weights(self) -> None:
         """timm has drawn the weights already; pretrained ones are loaded here."""
@@ -74,13 +78,16 @@ class TransformerAssistedDetectoRS(DetectoRS_ResNet):  # type: ignore[misc]
     """DetectoRS's ResNet, whose four maps look at a transformer's tokens.
 
     Args:
-        assistant: the arguments of `TransformerAssistance`.
+        assistant: the arguments of `TransformerAssistance` but `channels`, and `blocks` where the maps at strides 4 to 32 shall
+            not look at the blocks 2 to 5.
     """
 
     def __init__(self, assistant: dict[str, Any], **resnet: Any) -> None:
         super().__init__(**resnet)
         stages = [getattr(self, self.res_layers[i])[-1] for i in self.out_indices]
-        self.assistant = TransformerAssistance([stage.conv3.out_channels for stage in stages], **assistant)
+        blocks = [i + 2 for i in self.out_indices]  # its first stage is what ends in a stride of 2, before layer1
+        settings = {"blocks": blocks, **assistant}
+        self.assistant = TransformerAssistance([stage.conv3.out_channels for stage in stages], **settings)
 
     def init_weights(self) -> None:
         """As DetectoRS has it for the ResNet; the assistant keeps what timm has drawn or loads its own."""
