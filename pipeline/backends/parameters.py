@@ -31,7 +31,7 @@ def count(entry: Entry) -> int | None:
 def kept(entry: Entry, path: Path = KEPT) -> int | None:
     """The count that was kept of the model's config as it is now; None where there is none."""
     known = _read(path).get(entry.name)
-    return known["parameters"] if known and known["config"] == fingerprint(str(entry.path)) else None
+    return int(known["parameters"]) if known and known["config"] == fingerprint(str(entry.path)) else None
 
 
 def keep(counts: Mapping[Entry, int], path: Path = KEPT) -> None:

@@ -131,9 +131,9 @@ def on_every_level() -> list[Sample]:
 
 def silent(entry: Entry) -> dict[str, str]:
     patterns: dict[str, str] = {}
-    for model, parameters in SILENT.items():
+    for model, parts in SILENT.items():
         if fnmatch.fnmatchcase(entry.name, model):
-            patterns |= parameters
+            patterns |= parts
     return patterns
 
 
