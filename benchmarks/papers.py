@@ -7,9 +7,9 @@
 
 `show` prints the table of the run that is at hand, and keeps nothing. `add` appends to docs/papers.jsonl, or another `--file`,
 what scores.json and the trainings' provenance.json say of every single model, out of fold, and of their ensemble; a row that is
-there already is not added twice. Its commit is that of the checkout whose `add` it is, so call the one that trained. `table`
-prints what was added. Both print Markdown. Models that are called the same but for a number at the end (``attention-0``,
-``attention-1``) are one model under several seeds: a line has their mean and, in brackets, the least and the greatest value.
+there already is not added twice. Its commit is the one that trained. `table` prints what was added. Both print Markdown. Runs
+of a model that differ in the seed alone are one line, which has their mean and, in brackets, the least and the greatest value; so
+are models that are called the same but for a number at the end (``attention-0``, ``attention-1``).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout, load
+from pipeline.files import commit
 
 DATA = PROJECT / "docs" / "papers.jsonl"
 
@@ -54,7 +54,6 @@ def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str 
         "metric": scores["metric"],
         "images": scores["images"],
         "made": scores["provenance"]["made"],
-        "commit": _commit(),
         "note": note,
     }
     rows = []
@@ -67,6 +66,7 @@ def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str 
         rows.append(
             {
                 **common,
+                "commit": ", ".join(dict.fromkeys(t.get("commit") or commit() for t in trainings.values())),
                 "model": name,
                 "config": experiment.models[name].config,
                 "options": experiment.models[name].options,
@@ -81,6 +81,7 @@ def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str 
         )
     if len(rows) > 1 or any(len(experiment.views(name, "oof")) > 1 for name in experiment.models):
         ensemble = {
+            "commit": scores["provenance"].get("commit") or commit(),
             "model": ENSEMBLE,
             "of": list(experiment.models),
             "fusion": experiment.fusion.model_dump(exclude_unset=True),
@@ -95,14 +96,6 @@ def _numbers(standing: Mapping[str, Any]) -> dict[str, float]:
         for k, v in standing.items()
         if isinstance(v, int | float) and not isinstance(v, bool) and k not in ("images", "truths")
     }
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def add(rows: Iterable[Mapping[str, Any]], path: Path = DATA) -> int:
@@ -120,7 +113,7 @@ def read(path: Path = DATA) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
-    """Markdown: a line for each model, the seeds of one together; of a model that was added twice with the same iterations,
+    """Markdown: a line for each model, the seeds of one together; of a model that was added twice with the same seed, iterations,
     batch, options, folds and images, the later row. An ensemble is of the models whose rows are of its commit, which need not be
     all that the table has.
 
@@ -132,7 +125,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         kept = ", ".join(sorted({row["experiment"] for row in rows})) or "none"
         raise ExperimentError(f"no row of {experiment!r} was added; there are rows of: {kept}")
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for (name, *settings), row in latest.items():
+    for (name, _, *settings), row in latest.items():
         groups.setdefault(json.dumps([re.sub(r"-\d+$", "", name), *settings]), []).append(row)
     shown = [m for m in measures if any(m in row["measures"] for row in latest.values())]
     absent = [m for m in measures if m not in shown and m not in MEASURES]
@@ -160,9 +153,12 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
 
 
 def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row is of: the model, and what of its settings was changed from run to run."""
+    """What a row is of: the model, its seed, and what of its settings was changed from run to run."""
     settings = ("options", "folds", "trained_on", "of", "fusion")
-    return (row["model"], row.get("iterations"), row.get("batch"), *(json.dumps(row.get(key)) for key in settings))
+    return (
+        row["model"], row.get("seed"), row.get("iterations"), row.get("batch"),
+        *(json.dumps(row.get(key)) for key in settings),
+    )  # fmt: skip
 
 
 def _span(counts: Sequence[int]) -> str:

@@ -79,12 +79,17 @@ class TrainSettings(Settings):
     """Steps of the optimizer."""
     batch: int = Field(2, ge=1)
     """Crops a step."""
-    crop: int = Field(256, ge=32)
-    """Side of what the network is shown in training."""
+    crop: int | float = 256
+    """What the network is shown of a resized image in training: a square of this side, 32 or more, or this part of each side,
+    above 0 up to 1."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Images are resized by a factor drawn (log-uniformly) from this range, smallest first, before the crop is cut."""
     scales: list[Annotated[float, Field(gt=0)]] = []
     """Factors above 0 of which one is drawn instead, each as often; the range does not count then."""
+    shortest_edge: list[Annotated[int, Field(ge=8)]] = []
+    """Lengths of which one is drawn instead, each as often, for an image's shorter side; neither factors nor range count then."""
+    longest_edge: int | None = Field(None, ge=8)
+    """With shortest_edge, the longer side comes out no longer than this, and the shorter one in proportion; null for no limit."""
     augment: list[Augmentation] = []
     """Applied to the crops in this order, by both frameworks."""
     optimizer: Literal["AdamW", "SGD"] = "AdamW"
@@ -92,9 +97,11 @@ class TrainSettings(Settings):
     learning_rate: float = Field(1e-3, gt=0)
     """The highest, after the warm-up."""
     weight_decay: float = Field(0.05, ge=0)
-    """Of weights, not of norms. AdamW's is decoupled, so that with 0 it is Adam."""
+    """Of weights. AdamW's is decoupled, so that with 0 it is Adam."""
     bias_decay: bool = False
-    """Biases decay as weights do."""
+    """Biases decay as weights do, but those of normalisation layers."""
+    norm_decay: bool = False
+    """Scales and shifts of normalisation layers decay as weights do."""
     warmup: int = Field(50, ge=0)
     """Iterations in which the rate rises, half of all at most."""
     warmup_start: float = Field(0.01, gt=0, le=1)
@@ -119,9 +126,13 @@ class TrainSettings(Settings):
     """Processes that prepare crops; 0 prepares them between the steps."""
 
     @model_validator(mode="after")
-    def _steps_are_given(self) -> TrainSettings:
+    def _fit_together(self) -> TrainSettings:
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule multistep needs milestones, the iterations at which the rate falls")
+        if self.scales and self.shortest_edge:
+            raise ValueError("scales and shortest_edge both say how large an image is shown; give one of them")
+        if self.longest_edge is not None and not self.shortest_edge:
+            raise ValueError("longest_edge would do nothing without shortest_edge")
         if isinstance(self.decay, list) and len(self.decay) != len(self.milestones):
             raise ValueError(f"decay has {len(self.decay)} numbers for {len(self.milestones)} milestones")
         return self
@@ -133,6 +144,14 @@ class TrainSettings(Settings):
             if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor < 1:
                 raise ValueError("a number above 0 and below 1, or a list of such")
         return value
+
+    @field_validator("crop", mode="before")
+    @classmethod
+    def _is_a_side_or_a_part(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (0 < value <= 1 or (value >= 32 and value == int(value))):
+            raise ValueError("a side of 32 or more pixels, or a part of each side, above 0 up to 1")
+        return float(value) if value <= 1 else int(value)
 
     @field_validator("scale")
     @classmethod
@@ -168,7 +187,8 @@ class PredictSettings(Settings):
     """Inference."""
 
     views: list[str] = Field(["identity"], min_length=1)
-    """Turns and scales under which an image is shown, e.g. ``hflip@2.0``: see pipeline/views.py."""
+    """Turns and sizes under which an image is shown: ``hflip``; ``hflip@2.0``, of twice the size; ``hflip@800px``, the shorter
+    side of 800 pixels; ``hflip@800-1333px``, the longer one of 1,333 at most. See pipeline/views.py."""
     oof_views: list[str] | None = None
     """Views for the out-of-fold images where they should be fewer than for the test images."""
     score_threshold: float = Field(0.05, ge=0, lt=1)
@@ -188,6 +208,18 @@ class PredictSettings(Settings):
         for name in names or []:
             parse(name)
         return names
+
+    @model_validator(mode="after")
+    def _tiles_have_a_scale(self) -> PredictSettings:
+        from pipeline.views import parse
+
+        lengths = [name for name in [*self.views, *(self.oof_views or [])] if parse(name).shortest is not None]
+        if self.tile is not None and lengths:
+            raise ValueError(
+                f"the view {lengths[0]} says how long a side of the image is, and a tile is a part of an image; where there are "
+                "tiles, views have factors, e.g. hflip@1.5"
+            )
+        return self
 
 
 class FusionSettings(Settings):
@@ -308,11 +340,12 @@ class Experiment(Settings):
                     lines = explain(error, type(getattr(self, group)), ("models", name, group))
                     raise ValueError("\n  ".join(lines)) from error
             own = self.models[name].train
-            if "scale" in own and self.train.scales and own.get("scales") is None:
-                raise ValueError(
-                    f"models.{name}.train.scale would do nothing: the experiment's train.scales stands before it; "
-                    "say scales: [] beside it"
-                )
+            for key, stronger in (("scale", "scales"), ("scale", "shortest_edge")):
+                if key in own and getattr(self.train, stronger) and own.get(stronger) is None:
+                    raise ValueError(
+                        f"models.{name}.train.{key} would do nothing: the experiment's train.{stronger} stands before it; "
+                        f"say {stronger}: [] beside it"
+                    )
         unknown = set(self.fusion.weights) - set(self.models)
         if unknown:
             raise ValueError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,17 +50,31 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
-    """What an artifact says of its making: the given facts (experiment, settings, seed) and versions, command, time."""
+    """What an artifact says of its making: the given facts (experiment, settings, seed) and commit, versions, command, time.
+
+    The commit is the project's, ``-dirty`` where files differ from it; without git there is none.
+    """
     versions: Mapping[str, str | None] = {
         name: _version(name) for name in ("torch", "onedl-mmdetection", "detectron2", "numpy")
     }
     return {
         **facts,
+        **({"commit": commit()} if commit() else {}),
         "versions": {k: v for k, v in versions.items() if v},
         "python": sys.version.split()[0],
         "command": " ".join(sys.argv),
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+@cache
+def commit() -> str:
+    """The commit that the project's folder is at, short, ``-dirty`` behind it where tracked files differ; empty without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _version(package: str) -> str | None:

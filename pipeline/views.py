@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,10 @@ TURNS: dict[str, tuple[bool, bool, bool]] = {
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image: a turn (a key of `TURNS`), then a resize by `scale`.
+    """One way to look at an image: a turn (a key of `TURNS`), then a resize.
+
+    Either by `scale`, or, where `shortest` is given, such that the shorter side comes out that long, and the longer one no longer
+    than `longest`.
 
     The frames: *original* (height, width); *turned* (`turned_size`), the original's pixels in another order; *view*
     (`size`), the turned frame resized, which is what a network sees.
@@ -41,18 +45,30 @@ class View:
 
     turn: str = "identity"
     scale: float = 1.0
+    shortest: int | None = None
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         if self.turn not in TURNS:
             near = difflib.get_close_matches(self.turn, TURNS, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"there is no view {self.turn!r}; {hint}known: {', '.join(TURNS)}, each with @SCALE if wanted"
+                f"there is no view {self.turn!r}; {hint}known: {', '.join(TURNS)}, each with @SCALE or @PIXELSpx if wanted"
             )
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"the scale of a view is a number above 0, not {self.scale}")
+        if self.shortest is not None and not 0 < self.shortest <= (self.longest or self.shortest):
+            raise ValueError(
+                f"a view's shorter side is above 0 and at most the longer one, not {self.shortest}-{self.longest}px"
+            )
 
     def __str__(self) -> str:
+        if self.shortest is not None:
+            return (
+                f"{self.turn}@{self.shortest}px"
+                if self.longest is None
+                else f"{self.turn}@{self.shortest}-{self.longest}px"
+            )
         return self.turn if self.scale == 1 else f"{self.turn}@{self.scale}"
 
     # ------------------------------------------------ frames ----------------------------------------------------------
@@ -64,10 +80,15 @@ class View:
     def size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the view of an original of this size: each side rounded, at least one pixel."""
         rows, columns = self.turned_size(height, width)
-        return max(round(rows * self.scale), 1), max(round(columns * self.scale), 1)
+        scale = self.scale_of(height, width)
+        return max(round(rows * scale), 1), max(round(columns * scale), 1)
+
+    def scale_of(self, height: int, width: int) -> float:
+        """By what the turned frame of an original of this size is resized."""
+        return self.scale if self.shortest is None else edge_scale(height, width, self.shortest, self.longest)
 
     def factors(self, height: int, width: int) -> tuple[float, float]:
-        """The true resize factors (vertical, horizontal) of the turned frame; `scale` up to the rounding of the sides."""
+        """The true resize factors (vertical, horizontal) of the turned frame; `scale_of` up to the rounding of the sides."""
         turned, seen = self.turned_size(height, width), self.size(height, width)
         return seen[0] / turned[0], seen[1] / turned[1]
 
@@ -84,7 +105,7 @@ class View:
             return turned.copy() if np.shares_memory(turned, image) else turned
         import cv2
 
-        method = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
+        method = cv2.INTER_AREA if self.scale_of(height, width) < 1 else cv2.INTER_LINEAR
         resized = np.asarray(cv2.resize(turned, (columns, rows), interpolation=method))
         return resized.reshape(rows, columns, *image.shape[2:])  # cv2 drops a channel axis of length one
 
@@ -188,19 +209,32 @@ class View:
         return self.unturn(self.unscale(detections, height, width), height, width)
 
 
+def edge_scale(height: int, width: int, shortest: int, longest: int | None = None) -> float:
+    """By what an image is resized so that its shorter side is `shortest` pixels, and its longer one `longest` at most."""
+    scale = shortest / min(height, width)
+    return scale if longest is None else min(scale, longest / max(height, width))
+
+
 def parse(text: str) -> View:
-    """A view from its name, e.g. ``hflip`` or ``rot90@1.5``.
+    """A view from its name: ``hflip``, ``rot90@1.5``, ``hflip@800px`` (the shorter side) or ``hflip@800-1333px`` (the longer
+    one at most 1,333).
 
     Raises:
-        ValueError: no such turn (the nearest is named), or a scale that is not a number above 0.
+        ValueError: no such turn (the nearest is named), or a size that is none.
     """
-    turn, at, scale = text.strip().partition("@")
+    turn, at, size = text.strip().partition("@")
     if not at:
         return View(turn)
+    lengths = re.fullmatch(r"(\d+)(?:-(\d+))?px", size)
+    if lengths:
+        return View(turn, shortest=int(lengths[1]), longest=int(lengths[2]) if lengths[2] else None)
     try:
-        factor = float(scale)
+        factor = float(size)
     except ValueError:
-        raise ValueError(f"the view {text!r} needs a number behind its @, e.g. {turn or 'hflip'}@2.0") from None
+        example = turn or "hflip"
+        raise ValueError(
+            f"the view {text!r} needs a size behind its @, e.g. {example}@2.0, {example}@800px or {example}@800-1333px"
+        ) from None
     return View(turn, factor)
 
 

@@ -240,6 +240,15 @@ def test_a_model_s_range_of_scales_is_not_passed_over(write: Any) -> None:
     assert load(write(models=models, fusion={}, train={"scales": [0.5, 1.0]})).train_settings("a").scales == []
 
 
+def test_lengths_of_an_image_s_sides_are_not_passed_over(write: Any) -> None:
+    models = {"a": {"framework": "mmdet", "config": "a.py", "train": {"scale": [1, 2]}}}
+    told = message(write(models=models, fusion={}, train={"shortest_edge": [400]}))
+    assert "models.a.train.scale would do nothing" in told and "shortest_edge: []" in told
+    views = {"views": ["hflip@1.5", "hflip@800px"], "tile": {"size": 512}}
+    assert "the view hflip@800px says how long a side of the image is" in message(write(predict=views))
+    assert load(write(predict={"views": ["hflip@800px"]})).predict.views == ["hflip@800px"]
+
+
 def test_a_model_may_be_called_as_a_group_is(write: Any) -> None:
     models = {"fusion": {"framework": "mmdet", "config": "a.py", "sede": 1}}
     assert "models.fusion.sede (did you mean 'seed'?)" in message(write(models=models, fusion={}))

@@ -179,14 +179,46 @@ def test_images_keep_their_channels_and_are_never_aliased() -> None:
             )
 
 
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_side_of_a_view_has_the_length_asked_for(turn: str) -> None:
+    for (height, width), longest, sides in (
+        ((37, 53), None, (80, 115)),  # 53 * 80 / 37 = 114.6
+        ((53, 37), None, (80, 115)),
+        ((200, 210), None, (80, 84)),
+        ((37, 53), 100, (70, 100)),  # 37 * 100 / 53 = 69.8
+        ((37, 53), 115, (80, 115)),
+        ((7, 7), 100, (80, 80)),
+    ):
+        view = View(turn, shortest=80, longest=longest)
+        assert tuple(sorted(view.size(height, width))) == sides
+        frames = blobs(height, width, 4, seed=1)
+        seen = view.apply(frames[0])
+        assert seen.shape == view.size(height, width)
+        rows, columns = seen.shape
+        whole = view.boxes_to_original(np.array([[0, 0, columns, rows]], np.float32), height, width)
+        np.testing.assert_allclose(whole, [[0, 0, width, height]], atol=1e-9)
+        same = View(turn, sides[0] / min(height, width))
+        if longest is None:  # the same view by its factor
+            np.testing.assert_array_equal(seen, same.apply(frames[0]))
+            mine, other = (v.invert(found([v.apply(f) for f in frames]), height, width) for v in (view, same))
+            np.testing.assert_array_equal(mine.mask_box, other.mask_box)
+            np.testing.assert_array_equal(mine.pixels, other.pixels)
+
+
 def test_names() -> None:
     assert parse("hflip@2.0") == parse(" hflip@2 ") == View("hflip", 2.0)
     assert parse("rot90") == View("rot90") and str(parse("rot90")) == "rot90" and str(View("vflip", 1.5)) == "vflip@1.5"
     assert all(parse(str(View(turn, scale))) == View(turn, scale) for turn in TURNS for scale in (1.0, 0.5, 2.0))
     with pytest.raises(ValueError, match="did you mean 'hflip'"):
         parse("hflp")
-    with pytest.raises(ValueError, match="number behind its @"):
+    with pytest.raises(ValueError, match=r"size behind its @, e.g. hflip@2.0, hflip@800px"):
         parse("hflip@two")
+    assert parse("hflip@800px") == View("hflip", shortest=800)
+    assert parse("hflip@800-1333px") == View("hflip", shortest=800, longest=1333)
+    assert all(str(parse(name)) == name for name in ("hflip@800px", "rot90@800-1333px", "identity@1-1px"))
+    for name in ("hflip@0px", "hflip@800-600px"):
+        with pytest.raises(ValueError, match="at most the longer one"):
+            parse(name)
     for scale in ("0", "-1", "nan", "inf"):
         with pytest.raises(ValueError, match="above 0"):
             parse(f"hflip@{scale}")

@@ -55,7 +55,8 @@ def _try(asked: dict[str, TrainSettings]) -> None:
     import numpy as np
 
     for place, settings in asked.items():
-        crop = np.random.default_rng(0).integers(0, 256, (settings.crop, settings.crop, 3), np.uint8)
+        side = settings.crop if isinstance(settings.crop, int) else 256
+        crop = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         try:
             augmentation(settings.augment, 0)
             for step in settings.augment:

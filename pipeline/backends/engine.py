@@ -206,7 +206,7 @@ def _optimizer(settings: TrainSettings) -> dict[str, Any]:
     wrapper: dict[str, Any] = {
         "type": "AmpOptimWrapper" if settings.amp and torch.cuda.is_available() else "OptimWrapper",
         "optimizer": optimizer,
-        "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": float(settings.bias_decay)},
+        "paramwise_cfg": {"norm_decay_mult": float(settings.norm_decay), "bias_decay_mult": float(settings.bias_decay)},
     }
     if settings.clip is not None:
         wrapper["clip_grad"] = {"max_norm": settings.clip}

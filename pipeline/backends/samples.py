@@ -23,6 +23,7 @@ from pipeline.backends.stain import normalised
 from pipeline.experiment import TrainSettings
 from pipeline.masks import rle_to_crop
 from pipeline.records import Dataset
+from pipeline.views import edge_scale
 
 MIN_PIXELS = 4
 """Fragments smaller than this, left at a window's edge, are no objects to learn from."""
@@ -134,6 +135,16 @@ class Samples:
             self._crops[index] = (np.array(boxes, np.int32).reshape(-1, 4), np.array(labels, np.int64), crops)
         return self._crops[index]
 
+    def _scale(self, rng: np.random.Generator, height: int, width: int) -> float:
+        """By how much an image of this size is resized this time."""
+        settings = self.settings
+        if settings.shortest_edge:
+            return edge_scale(height, width, int(rng.choice(settings.shortest_edge)), settings.longest_edge)
+        if settings.scales:
+            return float(rng.choice(settings.scales))
+        low, high = settings.scale
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
     def __getitem__(self, i: int) -> Sample:
         rng = np.random.default_rng((self.seed, i))
         # every image comes up equally often: a shuffled pass over all of them, then the next
@@ -143,26 +154,23 @@ class Samples:
         index = int(order[i % len(order)])
         image, (boxes, labels, crops) = self._image(index), self._instances(index)
 
-        low, high = self.settings.scale
-        scale = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        if self.settings.scales:
-            scale = float(rng.choice(self.settings.scales))
-        side = max(round(self.settings.crop / scale), 8)
+        scale = self._scale(rng, image.shape[0], image.shape[1])
+        (high, rows), (wide, columns) = (_extent(length, scale, self.settings.crop) for length in image.shape[:2])
         for _ in range(10):  # a window with something to learn from, if there is one nearby
-            x0, y0 = (_place(rng, length, side) for length in (image.shape[1], image.shape[0]))
+            x0, y0 = _place(rng, image.shape[1], wide), _place(rng, image.shape[0], high)
             met = np.flatnonzero(
-                (boxes[:, 0] < x0 + side) & (boxes[:, 2] > x0) & (boxes[:, 1] < y0 + side) & (boxes[:, 3] > y0)
+                (boxes[:, 0] < x0 + wide) & (boxes[:, 2] > x0) & (boxes[:, 1] < y0 + high) & (boxes[:, 3] > y0)
             )
             if met.size or not len(boxes):
                 break
-        window = _cut(image, x0, y0, side)
-        layers = _paint([boxes[k] for k in met], [crops[k] for k in met], x0, y0, side)
+        window = _cut(image, x0, y0, wide, high)
+        layers = _paint([boxes[k] for k in met], [crops[k] for k in met], x0, y0, wide, high)
 
-        crop = self.settings.crop
-        if side != crop:
-            window = cv2.resize(window, (crop, crop), interpolation=cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR)
+        if (high, wide) != (rows, columns):
+            smooth = cv2.INTER_AREA if high > rows else cv2.INTER_LINEAR
+            window = cv2.resize(window, (columns, rows), interpolation=smooth)
             # INTER_NEAREST takes the pixel at a cell's corner and so moves the objects by up to half a pixel
-            layers = [cv2.resize(layer, (crop, crop), interpolation=cv2.INTER_NEAREST_EXACT) for layer in layers]
+            layers = [cv2.resize(layer, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT) for layer in layers]
         if self.settings.augment:
             self._augment.set_random_seed(int(rng.integers(1 << 31)))
             done = self._augment(image=window, masks=layers)
@@ -170,29 +178,38 @@ class Samples:
         return _cut_out(window, layers, labels[met])
 
 
+def _extent(length: int, scale: float, crop: int | float) -> tuple[int, int]:
+    """What a sample shows of a side of an image: how many pixels, and how many it is resized to; see `TrainSettings.crop`."""
+    if isinstance(crop, int):
+        return max(round(crop / scale), 8), crop
+    return max(round(crop * length), 8), max(round(crop * length * scale), 8)
+
+
 def _place(rng: np.random.Generator, length: int, side: int) -> int:
     """Where a window of `side` begins along an axis; a window longer than the image lies around it."""
     return int(rng.integers(0, length - side + 1)) if length >= side else -int(rng.integers(0, side - length + 1))
 
 
-def _cut(image: np.ndarray, x0: int, y0: int, side: int) -> np.ndarray:
+def _cut(image: np.ndarray, x0: int, y0: int, wide: int, high: int) -> np.ndarray:
     height, width = image.shape[:2]
     top, left = max(-y0, 0), max(-x0, 0)
-    inside = image[max(y0, 0) : min(y0 + side, height), max(x0, 0) : min(x0 + side, width)]
-    if inside.shape[:2] == (side, side):
+    inside = image[max(y0, 0) : min(y0 + high, height), max(x0, 0) : min(x0 + wide, width)]
+    if inside.shape[:2] == (high, wide):
         return np.ascontiguousarray(inside)
-    window = np.zeros((side, side, 3), np.uint8)
+    window = np.zeros((high, wide, 3), np.uint8)
     window[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return window
 
 
-def _paint(boxes: list[np.ndarray], crops: list[np.ndarray], x0: int, y0: int, side: int) -> list[np.ndarray]:
-    """Label maps (side, side) uint16 of the window at (x0, y0); instance k is painted as k + 1 on the first map where it
+def _paint(
+    boxes: list[np.ndarray], crops: list[np.ndarray], x0: int, y0: int, wide: int, high: int
+) -> list[np.ndarray]:
+    """Label maps (high, wide) uint16 of the window at (x0, y0); instance k is painted as k + 1 on the first map where it
     covers nobody, so overlapping instances keep all their pixels."""
-    layers = [np.zeros((side, side), np.uint16)]
+    layers = [np.zeros((high, wide), np.uint16)]
     for k, (box, crop) in enumerate(zip(boxes, crops, strict=True)):
         left, top = max(int(box[0]), x0), max(int(box[1]), y0)
-        right, bottom = min(int(box[2]), x0 + side), min(int(box[3]), y0 + side)
+        right, bottom = min(int(box[2]), x0 + wide), min(int(box[3]), y0 + high)
         if left >= right or top >= bottom:
             continue
         visible = crop[top - box[1] : bottom - box[1], left - box[0] : right - box[0]].astype(bool)
@@ -201,7 +218,7 @@ def _paint(boxes: list[np.ndarray], crops: list[np.ndarray], x0: int, y0: int, s
             if not layer[place][visible].any():
                 break
         else:
-            layer = np.zeros((side, side), np.uint16)
+            layer = np.zeros((high, wide), np.uint16)
             layers.append(layer)
         layer[place][visible] = k + 1
     return layers

@@ -147,6 +147,21 @@ def test_biases_decay_where_it_is_asked_for(decays: bool) -> None:
     assert network.bias.item() == pytest.approx(1 - 0.001 * 0.5 * decays)
 
 
+@pytest.mark.parametrize("decays", [False, True])
+def test_norms_decay_where_it_is_asked_for(decays: bool) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    nn.init.ones_(network[0].weight)
+    nn.init.ones_(network[1].bias)
+    settings = TrainSettings(optimizer="SGD", weight_decay=0.5, norm_decay=decays)
+    wrapper = build_optim_wrapper(network, engine._optimizer(settings))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    wrapper.optimizer.step()
+    assert network[0].weight.item() == pytest.approx(1 - 0.001 * 0.5)
+    for parameter in (network[1].weight, network[1].bias):
+        assert parameter.item() == pytest.approx(1 - 0.001 * 0.5 * decays)
+
+
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     text = tmp_path / "notes.pth"
     text.write_text("not weights")

@@ -1,6 +1,7 @@
 """Both frameworks, real networks: train a few steps, predict into original pixels, and agree with the framework's own pasting."""
 
 import importlib
+import json
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import torch
 
 from pipeline import backends
 from pipeline.backends import CheckpointError, PredictJob, TrainJob, catalog, how_to_install, installed
+from pipeline.backends.samples import Samples
 from pipeline.experiment import PROJECT, ExperimentError, ModelSettings, PredictSettings, TrainSettings
 from pipeline.masks import FOREGROUND, paste_roi
 from pipeline.records import Dataset, Detections
@@ -80,6 +82,20 @@ def test_training_learns_and_predictions_are_in_original_pixels(framework: str, 
                 truth[y : y + h, x : x + w] = True
             inside = [truth[b[1] : b[3], b[0] : b[2]][best.crop(k) >= FOREGROUND] for k, b in enumerate(best.mask_box)]
             assert np.concatenate(inside).mean() > 0.5
+
+
+@pytest.mark.parametrize("framework", list(SLIM))
+def test_images_of_unequal_sizes_are_learnt_together(framework: str, tmp_path: Path) -> None:
+    needs(framework)
+    edges = {"crop": 0.9, "shortest_edge": [64, 90, 120], "longest_edge": 140, "augment": [{"name": "D4", "p": 1.0}]}
+    settings = TrainSettings.model_validate({**edges, "iterations": 6, "batch": 3, "log_every": 1, "warmup": 1})
+    data = drawn(tmp_path)
+    shapes = {Samples(data, settings, 0, 18)[i].image.shape for i in range(3)}
+    assert len(shapes) > 1  # in the first step already
+    state = backends.get(framework).train(TrainJob(model(framework), settings, data, tmp_path, "m/0", 0))
+    losses = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 6 and all(0 < step["loss"] < 100 for step in losses)
+    assert all(torch.isfinite(value).all() for value in state.values())
 
 
 @pytest.mark.parametrize("framework", list(SLIM))

@@ -135,6 +135,53 @@ def test_one_of_the_listed_scales_is_drawn(tmp_path: Path) -> None:
     assert sides.keys() == {8.0, 32.0} and min(sides.values()) > 5
 
 
+def test_images_are_resized_by_their_shorter_side(tmp_path: Path) -> None:
+    """Boxes of 14 x 20 pixels in 90 x 70: the shorter side, 70, comes out as 35 or 140, where the longer would exceed 150."""
+    settings = TrainSettings(crop=1.0, shortest_edge=[35, 140], longest_edge=150)
+    samples = Samples(drawn(tmp_path), settings, 0, 30)
+    shapes = Counter(samples[i].image.shape for i in range(30))
+    assert shapes.keys() == {(45, 35, 3), (150, 117, 3)} and min(shapes.values()) > 5  # 70 * 150 / 90 = 116.7
+    for sample in (samples[i] for i in range(30)):
+        scale = sample.image.shape[0] / 90
+        assert len(sample.boxes) == 4  # the whole image
+        np.testing.assert_allclose(sample.boxes[:, 2] - sample.boxes[:, 0], 14 * scale, atol=1)
+        np.testing.assert_allclose(sample.boxes[:, 3] - sample.boxes[:, 1], 20 * scale, atol=1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7, 1.6])
+def test_a_part_of_each_side_is_shown(tmp_path: Path, scale: float) -> None:
+    settings = TrainSettings(crop=0.9, scale=(scale, scale), augment=[Augmentation(name="D4", p=1.0)])
+    samples = Samples(drawn(tmp_path), settings, 0, 30)
+    rows, columns = round(0.9 * 90 * scale), round(0.9 * 70 * scale)
+    assert {samples[i].image.shape for i in range(30)} == {(rows, columns, 3), (columns, rows, 3)}
+    for sample in (samples[i] for i in range(30)):
+        assert len(sample.boxes) >= 3  # the four stand 17 pixels apart, and 7 are cut off
+        for label, frame in zip(sample.labels, sample.masks.bitmaps(), strict=True):
+            inner = cv2.erode(frame, np.ones((5, 5), np.uint8)).astype(bool)
+            assert not inner.any() or tuple(np.median(sample.image[inner], axis=0) > 127) == tuple(
+                np.array(COLOURS[label + 1]) > 127
+            )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"crop": 31}, "32 or more pixels, or a part"),
+        ({"crop": 64.5}, "32 or more pixels, or a part"),
+        ({"crop": 0}, "32 or more pixels, or a part"),
+        ({"crop": True}, "32 or more pixels, or a part"),
+        ({"scales": [1.0], "shortest_edge": [400]}, "give one of them"),
+        ({"longest_edge": 400}, "nothing without shortest_edge"),
+    ],
+)
+def test_sizes_that_mean_nothing_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TrainSettings.model_validate(settings)
+    whole = TrainSettings.model_validate({"crop": 1.0, "shortest_edge": [400]})
+    assert TrainSettings.model_validate_json(whole.model_dump_json()) == whole and isinstance(whole.crop, float)
+    assert isinstance(TrainSettings.model_validate({"crop": 64.0}).crop, int)
+
+
 def test_images_of_every_kind_become_rgb(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)

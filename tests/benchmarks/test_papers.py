@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import papers
 from pipeline.experiment import Experiment, ExperimentError, FusionSettings, Layout, PredictSettings
+from pipeline.files import commit
 
 
 def run_of(folder: Path, scores: dict[str, float], made: str = "2026-01-01T00:00:00+0000") -> tuple[Experiment, Layout]:
@@ -25,7 +26,9 @@ def run_of(folder: Path, scores: dict[str, float], made: str = "2026-01-01T00:00
     layout = Layout("try", folder)
     for name in scores:
         layout.training(name, "1").mkdir(parents=True, exist_ok=True)
-        (layout.training(name, "1") / "provenance.json").write_text(json.dumps({"images": 30, "seconds": 90.0}))
+        (layout.training(name, "1") / "provenance.json").write_text(
+            json.dumps({"images": 30, "seconds": 90.0, "commit": "abc1234"})
+        )
     standing = {name: {"score": value, "images": 10, "classes": {"a": value}} for name, value in scores.items()}
     layout.scores.write_text(
         json.dumps(
@@ -47,6 +50,10 @@ def test_a_row_says_what_was_trained_and_what_came_of_it(tmp_path: Path) -> None
     row = rows[1]
     assert (row["experiment"], row["seed"], row["folds"], row["trained_on"]) == ("try", 6, ["1"], [30])
     assert (row["iterations"], row["seconds"], row["measures"], row["note"]) == (70, [90.0], {"score": 0.5}, "here")
+    assert (row["commit"], rows[2]["commit"]) == (
+        "abc1234",
+        commit(),
+    )  # what trained, and for want of that, what is here
 
 
 def test_a_row_is_added_once_and_a_later_run_again(tmp_path: Path) -> None:
@@ -62,13 +69,12 @@ def test_a_row_is_added_once_and_a_later_run_again(tmp_path: Path) -> None:
 def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
     experiment, layout = run_of(tmp_path, {"plain-0": 0.2, "plain-1": 0.3, "other": 0.5})
     rows = papers.rows_of(experiment, layout)
-    commit = rows[0]["commit"]
     lines = papers.table(rows, "try").splitlines()
     assert lines[0] == "| model | commit | trainings (of images) | iterations x images | minutes | score |"
     assert lines[2:] == [
-        f"| plain | {commit} | 2 (30) | 70 x 2 | 1.5 | 0.250 (0.200 to 0.300) |",
-        f"| other | {commit} | 1 (30) | 70 x 2 | 1.5 | 0.500 |",
-        f"| plain-0 + plain-1 + other, as tuned | {commit} |  |  |  | 0.900 |",
+        "| plain | abc1234 | 2 (30) | 70 x 2 | 1.5 | 0.250 (0.200 to 0.300) |",
+        "| other | abc1234 | 1 (30) | 70 x 2 | 1.5 | 0.500 |",
+        f"| plain-0 + plain-1 + other, as tuned | {commit()} |  |  |  | 0.900 |",
     ]
 
 
@@ -91,6 +97,8 @@ def test_an_ensemble_is_of_the_models_and_the_fusion_that_made_it(tmp_path: Path
 
 def test_other_budgets_and_options_are_lines_of_their_own(tmp_path: Path) -> None:
     rows = papers.rows_of(*run_of(tmp_path, {"plain-0": 0.2, "plain-1": 0.3}))[:2]
+    again = {**rows[0], "seed": 77, "measures": {"score": 0.4}}  # a third seed of the same model, in another run
+    assert "| 3 (30) | 70 x 2 | 1.5 | 0.300 (0.200 to 0.400) |" in papers.table([*rows, again], "try")
     longer = {**rows[0], "iterations": 140, "measures": {"score": 0.4}}
     scaled = {**rows[1], "options": {"model.scale": 0.5}, "measures": {"score": 0.6}}
     folds = {**rows[1], "folds": ["2"], "measures": {"score": 0.7}}
@@ -132,7 +140,7 @@ def test_the_table_of_a_run_is_shown_and_kept_nowhere_or_where_one_likes(
         papers.main()
         return capsys.readouterr().out
 
-    line = f"| plain | {papers._commit()} | 1 (30) | 70 x 2 | 1.5 | 0.250 |"
+    line = "| plain | abc1234 | 1 (30) | 70 x 2 | 1.5 | 0.250 |"
     assert line in call("show")
     assert "1 rows added" in call("add", "--file", str(own))
     assert line in call("table", "--file", str(own))
