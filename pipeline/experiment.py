@@ -480,7 +480,9 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
     try:
         return Experiment.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        raise ExperimentError(f"{path}:\n" + "\n".join(f"  {line}" for line in explain(error, Experiment))) from error
+        given = f", with {', '.join(overrides)} from the command line" if overrides else ""
+        lines = "\n".join(f"  {line}" for line in explain(error, Experiment))
+        raise ExperimentError(f"{path}{given}:\n{lines}") from error
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -19,6 +19,7 @@ from pipeline import competitions, dependencies, folds, supervision, uptodate
 from pipeline.backends import augmentation, catalog
 from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout
 from pipeline.files import writing
+from pipeline.fusion.settings import PER_CLASS, Fusion, for_categories
 
 log = logging.getLogger("pipeline.run")
 
@@ -132,10 +133,24 @@ def run(
         succeeded = (
             bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments, *again])
         )
+        if succeeded and trains:
+            _check_categories(experiment, layout)
         succeeded = succeeded and _snakemake(layout, frozen, gpus, [*everything, *options])
         if succeeded and whole:
             uptodate.note(layout, wanted)
     return _conclude(succeeded) and (not whole or _tell(experiment, layout))
+
+
+def _check_categories(experiment: Experiment, layout: Layout) -> None:
+    """See that categories which the fusion's settings name are among the data's: fusion would say so after the training.
+
+    Raises:
+        ExperimentError: there is no such category; the message names the nearest.
+    """
+    settings = Fusion(**experiment.fusion.model_dump())
+    if layout.train_json.exists() and any(isinstance(getattr(settings, key), dict) for key in PER_CLASS):
+        categories = json.loads(layout.train_json.read_text())["categories"]
+        for_categories(settings, {c["id"]: c["name"] for c in categories})
 
 
 def _to_make_again(experiment: Experiment, layout: Layout) -> list[str]:

@@ -129,7 +129,8 @@ def test_overrides_reach_into_groups_and_make_them(write: Any) -> None:
 
 
 def test_overrides_are_checked_like_the_file(write: Any) -> None:
-    assert "did you mean 'iterations'?" in message(write(), train__iteratons=1)
+    told = message(write(), train__iteratons=1)
+    assert "did you mean 'iterations'?" in told and "small.yaml, with train.iteratons from the command line:" in told
     assert "competition is a value" in message(write(), competition__name=1)
 
 

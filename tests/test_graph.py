@@ -484,6 +484,16 @@ def test_an_option_that_would_do_nothing_is_told_before_anything_runs(project: T
     )
 
 
+def test_a_category_that_the_data_do_not_have_is_told_before_anything_is_trained(project: ToyProject) -> None:
+    for path in project.layout.artifacts.rglob("*.pth"):
+        path.unlink()
+    done = project.call("run", "toy", "--set", "fusion.iou={cel: 0.5}")
+    assert done.returncode == 1 and not project.trace()
+    assert "error: fusion.iou: there is no category 'cel' (did you mean 'cell'?); there are cell" in done.stderr
+    done = project.call("run", "toy", "--set", "fusion.iou={cell: 0.5}")
+    assert done.returncode == 0 and Counter(line.split()[0] for line in project.trace())["train"] == 2
+
+
 def test_a_misspelt_model_is_told_with_the_nearest(project: ToyProject) -> None:
     done = project.call("run", "toy", "--dry-run", "--set", "models.bb.seed=3")
     assert done.returncode == 1 and "there is no model 'bb' (did you mean 'b'?); there are a, b" in done.stderr

@@ -58,7 +58,7 @@ def run(experiment, layout):
     toy.put(layout.train_json.parent / "images" / "one.png", "pixels")
     source = experiment.data_path()
     read = source.read_text() if source else experiment.data.options
-    toy.put(layout.train_json, json.dumps({"images": images, "read": read}))
+    toy.put(layout.train_json, json.dumps({"images": images, "read": read, "categories": [{"id": 1, "name": "cell"}]}))
     toy.put(layout.test_json, json.dumps({"images": images}))
     toy.put(layout.integrity, "fine")
 """,
