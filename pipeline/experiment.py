@@ -79,9 +79,9 @@ class TrainSettings(Settings):
     """Steps of the optimizer."""
     batch: int = Field(2, ge=1)
     """Crops a step."""
-    crop: int | float = 256
-    """What the network is shown of a resized image in training: a square of this side, 32 or more, or this part of each side,
-    above 0 up to 1."""
+    crop: int | float | list[float] = 256
+    """What the network is shown of an image in training: a square of this side, 32 or more, of the resized image; or this part of
+    each side, above 0 up to 1; or a part of each side drawn from [smallest, largest]. A part is cut out before it is resized."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Images are resized by a factor drawn (log-uniformly) from this range, smallest first, before the crop is cut."""
     scales: list[Annotated[float, Field(gt=0)]] = []
@@ -148,10 +148,15 @@ class TrainSettings(Settings):
     @field_validator("crop", mode="before")
     @classmethod
     def _is_a_side_or_a_part(cls, value: Any) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not (0 < value <= 1 or (value >= 32 and value == int(value))):
-            raise ValueError("a side of 32 or more pixels, or a part of each side, above 0 up to 1")
-        return float(value) if value <= 1 else int(value)
+        numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+            if 0 < numbers[0] <= numbers[-1] <= 1:
+                return [float(n) for n in numbers] if len(numbers) == 2 else float(value)
+            if len(numbers) == 1 and value >= 32 and value == int(value):
+                return int(value)
+        raise ValueError(
+            "a side of 32 or more pixels, a part of each side, above 0 up to 1, or [smallest, largest] part"
+        )
 
     @field_validator("scale")
     @classmethod

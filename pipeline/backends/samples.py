@@ -135,8 +135,20 @@ class Samples:
             self._crops[index] = (np.array(boxes, np.int32).reshape(-1, 4), np.array(labels, np.int64), crops)
         return self._crops[index]
 
+    def _sizes(self, rng: np.random.Generator, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) of what is shown of an image this time, and what it is resized to; see `TrainSettings.crop`."""
+        crop = self.settings.crop
+        if isinstance(crop, int):
+            side = max(round(crop / self._scale(rng, height, width)), 8)
+            return (side, side), (crop, crop)
+        # as Detectron2's relative_range: the part is cut out first, and its sides are those that are resized
+        parts = rng.uniform(*crop, 2).tolist() if isinstance(crop, list) else (crop, crop)
+        high, wide = (max(round(part * length), 8) for part, length in zip(parts, (height, width), strict=True))
+        scale = self._scale(rng, high, wide)
+        return (high, wide), (max(round(high * scale), 8), max(round(wide * scale), 8))
+
     def _scale(self, rng: np.random.Generator, height: int, width: int) -> float:
-        """By how much an image of this size is resized this time."""
+        """By how much what has this size is resized this time."""
         settings = self.settings
         if settings.shortest_edge:
             return edge_scale(height, width, int(rng.choice(settings.shortest_edge)), settings.longest_edge)
@@ -154,8 +166,7 @@ class Samples:
         index = int(order[i % len(order)])
         image, (boxes, labels, crops) = self._image(index), self._instances(index)
 
-        scale = self._scale(rng, image.shape[0], image.shape[1])
-        (high, rows), (wide, columns) = (_extent(length, scale, self.settings.crop) for length in image.shape[:2])
+        (high, wide), (rows, columns) = self._sizes(rng, image.shape[0], image.shape[1])
         for _ in range(10):  # a window with something to learn from, if there is one nearby
             x0, y0 = _place(rng, image.shape[1], wide), _place(rng, image.shape[0], high)
             met = np.flatnonzero(
@@ -176,13 +187,6 @@ class Samples:
             done = self._augment(image=window, masks=layers)
             window, layers = done["image"], done["masks"]
         return _cut_out(window, layers, labels[met])
-
-
-def _extent(length: int, scale: float, crop: int | float) -> tuple[int, int]:
-    """What a sample shows of a side of an image: how many pixels, and how many it is resized to; see `TrainSettings.crop`."""
-    if isinstance(crop, int):
-        return max(round(crop / scale), 8), crop
-    return max(round(crop * length), 8), max(round(crop * length * scale), 8)
 
 
 def _place(rng: np.random.Generator, length: int, side: int) -> int:

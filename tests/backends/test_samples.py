@@ -163,13 +163,27 @@ def test_a_part_of_each_side_is_shown(tmp_path: Path, scale: float) -> None:
             )
 
 
+def test_the_part_that_is_cut_out_is_what_is_resized(tmp_path: Path) -> None:
+    """The document of VRDL 2025: relative crops from nine tenths up, whose shorter side is then one of those listed."""
+    settings = TrainSettings.model_validate({"crop": [0.6, 1.0], "shortest_edge": [40, 80]})
+    samples = Samples(drawn(tmp_path), settings, 0, 40)
+    shapes = [samples[i].image.shape[:2] for i in range(40)]
+    assert {min(shape) for shape in shapes} == {40, 80}
+    ratios = [high / wide for high, wide in shapes]  # of 90 x 70; each side's part is drawn by itself
+    assert min(ratios) < 1.05 and max(ratios) > 1.55
+    assert min(ratios) > 0.6 * 90 / 70 - 0.05 and max(ratios) < 90 / 70 / 0.6 + 0.05
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"crop": 31}, "32 or more pixels, or a part"),
-        ({"crop": 64.5}, "32 or more pixels, or a part"),
-        ({"crop": 0}, "32 or more pixels, or a part"),
-        ({"crop": True}, "32 or more pixels, or a part"),
+        ({"crop": 31}, "32 or more pixels, a part of each side"),
+        ({"crop": 64.5}, "32 or more pixels, a part of each side"),
+        ({"crop": 0}, "32 or more pixels, a part of each side"),
+        ({"crop": True}, "32 or more pixels, a part of each side"),
+        ({"crop": [0.9]}, "32 or more pixels, a part of each side"),
+        ({"crop": [0.9, 0.8]}, "32 or more pixels, a part of each side"),
+        ({"crop": [0.9, 64]}, "32 or more pixels, a part of each side"),
         ({"scales": [1.0], "shortest_edge": [400]}, "give one of them"),
         ({"longest_edge": 400}, "nothing without shortest_edge"),
     ],
