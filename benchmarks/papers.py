@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout, load
-from pipeline.files import commit
 
 DATA = PROJECT / "docs" / "papers.jsonl"
 
 ENSEMBLE = "ensemble"
+
+UNKNOWN = "?"
+"""The commit of what was made without git, or before artifacts said theirs."""
 
 MEASURES = (
     "score", "AP", "AP50", "AP75", "APs", "APm", "APl", "true_positives_in_first_100", "best_iou", "miou", "pixel_accuracy", "pq",
@@ -66,7 +68,7 @@ def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str 
         rows.append(
             {
                 **common,
-                "commit": ", ".join(dict.fromkeys(t.get("commit") or commit() for t in trainings.values())),
+                "commit": ", ".join(dict.fromkeys(t.get("commit") or UNKNOWN for t in trainings.values())),
                 "model": name,
                 "config": experiment.models[name].config,
                 "options": experiment.models[name].options,
@@ -81,9 +83,10 @@ def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str 
         )
     if len(rows) > 1 or any(len(experiment.views(name, "oof")) > 1 for name in experiment.models):
         ensemble = {
-            "commit": scores["provenance"].get("commit") or commit(),
+            "commit": scores["provenance"].get("commit") or UNKNOWN,
             "model": ENSEMBLE,
             "of": list(experiment.models),
+            "seed": [row["seed"] for row in rows],
             "fusion": experiment.fusion.model_dump(exclude_unset=True),
         }
         rows.append({**common, **ensemble, "folds": rows[0]["folds"], "measures": _numbers(scores["ensemble"])})
@@ -114,8 +117,7 @@ def read(path: Path = DATA) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
     """Markdown: a line for each model, the seeds of one together; of a model that was added twice with the same seed, iterations,
-    batch, options, folds and images, the later row. An ensemble is of the models whose rows are of its commit, which need not be
-    all that the table has.
+    batch, options, folds and images, the later row. An ensemble's commit is the one that scored it.
 
     Raises:
         ExperimentError: there is nothing of the experiment, or of a measure.
@@ -125,7 +127,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         kept = ", ".join(sorted({row["experiment"] for row in rows})) or "none"
         raise ExperimentError(f"no row of {experiment!r} was added; there are rows of: {kept}")
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for (name, _, *settings), row in latest.items():
+    for (name, _, *settings), row in latest.items():  # but the seed
         groups.setdefault(json.dumps([re.sub(r"-\d+$", "", name), *settings]), []).append(row)
     shown = [m for m in measures if any(m in row["measures"] for row in latest.values())]
     absent = [m for m in measures if m not in shown and m not in MEASURES]
@@ -142,7 +144,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         seconds = [s for row in members for s in row.get("seconds", [])]
         cells = [
             _label(members[0]),
-            ", ".join(dict.fromkeys(row["commit"] for row in members)),
+            ", ".join(dict.fromkeys(commit for row in members for commit in row["commit"].split(", "))),
             f"{len(seconds)} ({_span([n for row in members for n in row['trained_on']])})" if seconds else "",
             f"{members[0]['iterations']} x {members[0]['batch']}" if "iterations" in members[0] else "",
             f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else "",
@@ -156,7 +158,7 @@ def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of: the model, its seed, and what of its settings was changed from run to run."""
     settings = ("options", "folds", "trained_on", "of", "fusion")
     return (
-        row["model"], row.get("seed"), row.get("iterations"), row.get("batch"),
+        row["model"], json.dumps(row.get("seed")), row.get("iterations"), row.get("batch"),
         *(json.dumps(row.get(key)) for key in settings),
     )  # fmt: skip
 

@@ -481,6 +481,7 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
         counts = {entry: parameters.count(entry) for entry in listed}
         parameters.keep({entry: number for entry, number in counts.items() if number is not None})
     reach = catalog.reach(sorted({source for entry in listed for source in entry.weights}))
+    shared = {said: n for said, n in Counter(reach.values()).items() if n > 1 and ": " in said}
     for entry in listed:
         usable = "" if catalog.installed(entry.framework) else "  (not installed)"
         number = parameters.kept(entry)
@@ -488,11 +489,13 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
         print(f"{entry.name}\n    {entry.description}")
         print(f"    framework:  {entry.framework}{usable}\n    origin:     {entry.origin}")
         print(f"    parameters: {counted} ({parameters.CLASSES} classes)")
-        sources = [f"{source} ({reach[source].partition(':')[0]})" for source in entry.weights]
+        said = {
+            source: reach[source].partition(":")[0] if reach[source] in shared else reach[source] for source in reach
+        }
+        sources = [f"{source} ({said[source]})" for source in entry.weights]
         print("    weights:    " + ("\n                ".join(sources) or "random"))
-    for why, times in Counter(said.partition(": ")[2] for said in reach.values()).items():
-        if why:
-            print(f"not reachable, {times} of {len(reach)} addresses: {why}")
+    for why, times in shared.items():
+        print(f"{why} ({times} of {len(reach)} addresses)")
     return 0
 
 

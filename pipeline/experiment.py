@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -81,7 +82,9 @@ class TrainSettings(Settings):
     """Crops a step."""
     crop: int | float | list[float] = 256
     """What the network is shown of an image in training: a square of this side, 32 or more, of the resized image; or this part of
-    each side, above 0 up to 1; or a part of each side drawn from [smallest, largest]. A part is cut out before it is resized."""
+    each side, above 0 up to 1; or a part of each side drawn from [smallest, largest]. A part is cut out before it is resized. In
+    a batch of unequal sizes the smaller ones are padded below and at the right, as both frameworks do; networks that spread what
+    they find over the whole frame, as SOLO and Seq2Seg, should have equal ones."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Images are resized by a factor drawn (log-uniformly) from this range, smallest first, before the crop is cut."""
     scales: list[Annotated[float, Field(gt=0)]] = []
@@ -131,8 +134,9 @@ class TrainSettings(Settings):
             raise ValueError("schedule multistep needs milestones, the iterations at which the rate falls")
         if self.scales and self.shortest_edge:
             raise ValueError("scales and shortest_edge both say how large an image is shown; give one of them")
-        if self.longest_edge is not None and not self.shortest_edge:
-            raise ValueError("longest_edge would do nothing without shortest_edge")
+        if self.longest_edge is not None and self.longest_edge < max(self.shortest_edge, default=self.longest_edge + 1):
+            what = "is below a shortest_edge" if self.shortest_edge else "would do nothing without shortest_edge"
+            raise ValueError(f"longest_edge, {self.longest_edge}, {what}")
         if isinstance(self.decay, list) and len(self.decay) != len(self.milestones):
             raise ValueError(f"decay has {len(self.decay)} numbers for {len(self.milestones)} milestones")
         return self
@@ -152,7 +156,7 @@ class TrainSettings(Settings):
         if all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
             if 0 < numbers[0] <= numbers[-1] <= 1:
                 return [float(n) for n in numbers] if len(numbers) == 2 else float(value)
-            if len(numbers) == 1 and value >= 32 and value == int(value):
+            if len(numbers) == 1 and 32 <= value < math.inf and value == int(value):
                 return int(value)
         raise ValueError(
             "a side of 32 or more pixels, a part of each side, above 0 up to 1, or [smallest, largest] part"
@@ -164,6 +168,10 @@ class TrainSettings(Settings):
         if not 0 < value[0] <= value[1]:
             raise ValueError("scale is [smallest, largest], both above 0")
         return value
+
+
+SIZES = ("scale", "scales", "shortest_edge", "longest_edge")
+"""Settings of a training that say how large an image is shown."""
 
 
 NOT_IN_THE_RESULT = ("checkpoint_every", "log_every", "workers")
@@ -216,10 +224,12 @@ class PredictSettings(Settings):
 
     @model_validator(mode="after")
     def _tiles_have_a_scale(self) -> PredictSettings:
+        if self.tile is None:
+            return self
         from pipeline.views import parse
 
         lengths = [name for name in [*self.views, *(self.oof_views or [])] if parse(name).shortest is not None]
-        if self.tile is not None and lengths:
+        if lengths:
             raise ValueError(
                 f"the view {lengths[0]} says how long a side of the image is, and a tile is a part of an image; where there are "
                 "tiles, views have factors, e.g. hflip@1.5"
@@ -308,7 +318,8 @@ class ModelSettings(Settings):
     """Another number, other first weights and samples: one model under two names and two seeds shows how far luck alone
     carries."""
     train: dict[str, Any] = {}
-    """What differs from the experiment's ``train``, the same keys; a list is replaced whole."""
+    """What differs from the experiment's ``train``, the same keys; a list is replaced whole. One of ``scale``, ``scales`` and
+    ``shortest_edge`` stands in the place of whichever the experiment has."""
     predict: dict[str, Any] = {}
     """What differs from the experiment's ``predict``, the same keys; ``tile`` is replaced whole."""
 
@@ -344,13 +355,6 @@ class Experiment(Settings):
                     # pydantic would pass this one on without saying which model it is about
                     lines = explain(error, type(getattr(self, group)), ("models", name, group))
                     raise ValueError("\n  ".join(lines)) from error
-            own = self.models[name].train
-            for key, stronger in (("scale", "scales"), ("scale", "shortest_edge")):
-                if key in own and getattr(self.train, stronger) and own.get(stronger) is None:
-                    raise ValueError(
-                        f"models.{name}.train.{key} would do nothing: the experiment's train.{stronger} stands before it; "
-                        f"say {stronger}: [] beside it"
-                    )
         unknown = set(self.fusion.weights) - set(self.models)
         if unknown:
             raise ValueError(
@@ -369,8 +373,11 @@ class Experiment(Settings):
         return sorted(self.fusion.model_fields_set - {"weights", "tune", "nested"})
 
     def train_settings(self, model: str) -> TrainSettings:
-        """The experiment's `train` with the model's own changes."""
-        return TrainSettings.model_validate({**self.train.model_dump(), **self.models[model].train})
+        """The experiment's `train` with the model's own changes; where these say how large an image is shown, in whichever way,
+        what the experiment says of that does not count."""
+        own = self.models[model].train
+        others = self.train.model_dump(exclude=set(SIZES) if any(key in own for key in SIZES) else None)
+        return TrainSettings.model_validate({**others, **own})
 
     def predict_settings(self, model: str) -> PredictSettings:
         return PredictSettings.model_validate({**self.predict.model_dump(), **self.models[model].predict})

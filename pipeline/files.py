@@ -52,7 +52,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def provenance(**facts: Any) -> dict[str, Any]:
     """What an artifact says of its making: the given facts (experiment, settings, seed) and commit, versions, command, time.
 
-    The commit is the project's, ``-dirty`` where files differ from it; without git there is none.
+    The commit is the project's as `commit` has it; without git there is none.
     """
     versions: Mapping[str, str | None] = {
         name: _version(name) for name in ("torch", "onedl-mmdetection", "detectron2", "numpy")
@@ -67,14 +67,27 @@ def provenance(**facts: Any) -> dict[str, Any]:
     }
 
 
+CODE = ("pipeline", "configs", "run_all.sh", "requirements.txt")
+"""What of the project a result depends on, and so what makes its commit another: rows and pages that were added do not."""
+
+
 @cache
 def commit() -> str:
-    """The commit that the project's folder is at, short, ``-dirty`` behind it where tracked files differ; empty without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    """The commit of the project when this process first asks, short, ``-dirty`` behind it where tracked code or configs differ;
+    empty where the project is no clone."""
+    root = Path(__file__).resolve().parent.parent
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        top, short = _git(root, "rev-parse", "--show-toplevel", "--short", "HEAD").split("\n")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    if Path(top).resolve() != root:  # unpacked within somebody's own repository
+        return ""
+    return f"{short}-dirty" if changed else short
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -19,7 +19,7 @@ from pipeline import competitions, dependencies, folds, supervision, uptodate
 from pipeline.backends import augmentation, catalog
 from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout
 from pipeline.files import writing
-from pipeline.fusion.settings import PER_CLASS, Fusion, for_categories
+from pipeline.fusion.settings import PER_CLASS, as_fusion, for_categories
 
 log = logging.getLogger("pipeline.run")
 
@@ -130,11 +130,11 @@ def run(
         _freeze(experiment, frozen)
         # The data come first, by themselves: where they turn out as they were, nothing more is made again.
         again = _to_make_again(experiment, layout)
-        succeeded = (
-            bool(options) or until == "prepare" or _snakemake(layout, frozen, gpus, ["data", *arguments, *again])
-        )
-        if succeeded and trains:
-            _check_categories(experiment, layout)
+        succeeded = True
+        if not options and until != "prepare":
+            succeeded = _snakemake(layout, frozen, gpus, ["data", *arguments, *again])
+            if succeeded and trains:
+                _check_categories(experiment, layout)
         succeeded = succeeded and _snakemake(layout, frozen, gpus, [*everything, *options])
         if succeeded and whole:
             uptodate.note(layout, wanted)
@@ -147,7 +147,7 @@ def _check_categories(experiment: Experiment, layout: Layout) -> None:
     Raises:
         ExperimentError: there is no such category; the message names the nearest.
     """
-    settings = Fusion(**experiment.fusion.model_dump())
+    settings = as_fusion(experiment.fusion)
     if layout.train_json.exists() and any(isinstance(getattr(settings, key), dict) for key in PER_CLASS):
         categories = json.loads(layout.train_json.read_text())["categories"]
         for_categories(settings, {c["id"]: c["name"] for c in categories})

@@ -7,7 +7,18 @@ import pytest
 import yaml
 
 from pipeline.backends import catalog
-from pipeline.experiment import ALL, PROJECT, Experiment, ExperimentError, Layout, digest, find, load
+from pipeline.experiment import (
+    ALL,
+    PROJECT,
+    SIZES,
+    Experiment,
+    ExperimentError,
+    Layout,
+    TrainSettings,
+    digest,
+    find,
+    load,
+)
 
 SMALL: dict[str, Any] = {
     "competition": "synthetic",
@@ -233,18 +244,28 @@ def test_every_milestone_has_a_factor(write: Any) -> None:
     )
 
 
-def test_a_model_s_range_of_scales_is_not_passed_over(write: Any) -> None:
-    models = {"a": {"framework": "mmdet", "config": "a.py", "train": {"scale": [1, 2]}}}
-    told = message(write(models=models, fusion={}, train={"scales": [0.5, 1.0]}))
-    assert "models.a.train.scale would do nothing" in told and "scales: []" in told
-    models["a"]["train"] = {"scale": [1, 2], "scales": []}
-    assert load(write(models=models, fusion={}, train={"scales": [0.5, 1.0]})).train_settings("a").scales == []
+@pytest.mark.parametrize(
+    ("own", "experiment"),
+    [
+        ({"scale": [1, 2]}, {"scales": [0.5, 1.0]}),
+        ({"scale": [1, 2]}, {"shortest_edge": [400], "longest_edge": 600}),
+        ({"scales": [2.0]}, {"shortest_edge": [400], "longest_edge": 600}),
+        ({"shortest_edge": [400]}, {"scales": [0.5, 1.0]}),
+        ({"shortest_edge": [700]}, {"shortest_edge": [400], "longest_edge": 600}),
+    ],
+)
+def test_a_model_s_own_way_of_sizing_stands_alone(write: Any, own: dict, experiment: dict) -> None:
+    models = {
+        "a": {"framework": "mmdet", "config": "a.py", "train": own},
+        "b": {"framework": "mmdet", "config": "a.py", "train": {"batch": 1}},
+    }
+    loaded = load(write(models=models, fusion={}, train=experiment))
+    for name, sizes in (("a", own), ("b", experiment)):
+        got, plain = loaded.train_settings(name), TrainSettings.model_validate(sizes)
+        assert [getattr(got, key) for key in SIZES] == [getattr(plain, key) for key in SIZES]
 
 
-def test_lengths_of_an_image_s_sides_are_not_passed_over(write: Any) -> None:
-    models = {"a": {"framework": "mmdet", "config": "a.py", "train": {"scale": [1, 2]}}}
-    told = message(write(models=models, fusion={}, train={"shortest_edge": [400]}))
-    assert "models.a.train.scale would do nothing" in told and "shortest_edge: []" in told
+def test_tiles_have_no_length_of_an_image_s_side(write: Any) -> None:
     views = {"views": ["hflip@1.5", "hflip@800px"], "tile": {"size": 512}}
     assert "the view hflip@800px says how long a side of the image is" in message(write(predict=views))
     assert load(write(predict={"views": ["hflip@800px"]})).predict.views == ["hflip@800px"]

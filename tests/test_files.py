@@ -2,12 +2,16 @@
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline import files
 from pipeline.files import provenance, write_json, writing
 from pipeline.records import Detections, DetectionsWriter
 
@@ -77,3 +81,43 @@ def test_a_full_disk_is_named_for_a_table_and_a_checkpoint(tmp_path: Path) -> No
     with pytest.raises(OSError, match=r"no space left on the disk while writing .*checkpoint\.pth; free some"):
         _save(layout, "m", "0", {"weight": torch.zeros(100_000)})
     assert not list(tmp_path.rglob("*.parquet")) and not checkpoint.exists()
+
+
+def test_artifacts_say_of_which_commit_they_are(tmp_path: Path) -> None:
+    """The one at which the process began to ask, with a mark where code differs, and none in a folder that is no clone."""
+    root = tmp_path / "project"
+    (root / "pipeline").mkdir(parents=True)
+    (root / "docs").mkdir()
+    shutil.copy(files.__file__, root / "pipeline" / "files.py")
+    (root / "docs" / "rows.jsonl").write_text("")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+
+    def call(*words: str, inside: Path) -> str:
+        return subprocess.run(words, cwd=inside, capture_output=True, text=True, check=True).stdout.strip()
+
+    def git(*words: str) -> str:
+        return call("git", *identity, *words, inside=root)
+
+    def said(before: str = "pass", inside: Path = root / "pipeline") -> str:
+        code = f"import files, subprocess; {before}; print(files.provenance().get('commit'))"
+        return call(sys.executable, "-c", code, inside=inside)
+
+    assert said() == "None"
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    first = git("rev-parse", "--short", "HEAD")
+    assert said() == first
+    (root / "docs" / "rows.jsonl").write_text("a row\n")
+    assert said() == first
+    meanwhile = (
+        f"files.commit(); subprocess.run({['git', *identity, 'commit', '-qam', 'two']}, stdout=subprocess.DEVNULL)"
+    )
+    assert said(meanwhile) == first != git("rev-parse", "--short", "HEAD")
+    with (root / "pipeline" / "files.py").open("a") as code:
+        code.write("# another\n")
+    assert said() == git("rev-parse", "--short", "HEAD") + "-dirty"
+    inner = root / "unpacked" / "pipeline"  # within somebody else's repository
+    inner.mkdir(parents=True)
+    shutil.copy(files.__file__, inner / "files.py")
+    assert said(inside=inner) == "None"

@@ -216,9 +216,12 @@ def test_names() -> None:
     assert parse("hflip@800px") == View("hflip", shortest=800)
     assert parse("hflip@800-1333px") == View("hflip", shortest=800, longest=1333)
     assert all(str(parse(name)) == name for name in ("hflip@800px", "rot90@800-1333px", "identity@1-1px"))
-    for name in ("hflip@0px", "hflip@800-600px"):
+    for name in ("hflip@0px", "hflip@800-600px", "hflip@800-0px"):
         with pytest.raises(ValueError, match="at most the longer one"):
             parse(name)
+    for wrong in ({"longest": 5}, {"scale": 2.0, "shortest": 800}):
+        with pytest.raises(ValueError, match="a scale, or a length"):
+            View("hflip", **wrong)
     for scale in ("0", "-1", "nan", "inf"):
         with pytest.raises(ValueError, match="above 0"):
             parse(f"hflip@{scale}")

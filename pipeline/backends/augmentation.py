@@ -8,7 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from pipeline.experiment import Augmentation, Experiment, ExperimentError, TrainSettings, nearest
+from pipeline.experiment import SIZES, Augmentation, Experiment, ExperimentError, TrainSettings, nearest
+
+AN_IMAGE = (256, 192)
+"""Height and width of what transforms are tried on where crops are as large as images are."""
 
 
 def augmentation(steps: list[Augmentation], seed: int) -> Any:
@@ -55,8 +58,8 @@ def _try(asked: dict[str, TrainSettings]) -> None:
     import numpy as np
 
     for place, settings in asked.items():
-        side = settings.crop if isinstance(settings.crop, int) else 256
-        crop = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        size = (settings.crop, settings.crop) if isinstance(settings.crop, int) else AN_IMAGE
+        crop = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
         try:
             augmentation(settings.augment, 0)
             for step in settings.augment:
@@ -74,10 +77,13 @@ def _keeps(step: Augmentation, crop: Any) -> None:
     try:
         done = augmentation([step.model_copy(update={"p": 1.0})], 0)(image=crop, masks=[crop[:, :, 0]])
     except Exception as error:  # noqa: BLE001  a transform may raise anything
-        raise ExperimentError(f"train.augment: {step.name} fails on a crop of {crop.shape[0]}: {error}") from error
+        size = f"{crop.shape[0]}x{crop.shape[1]}"
+        raise ExperimentError(f"train.augment: {step.name} fails on a crop of {size}: {error}") from error
     image, mask = done["image"], done["masks"][0]
-    if image.dtype != crop.dtype or image.shape != crop.shape or mask.shape != crop.shape[:2]:
+    turned = (crop.shape[1], crop.shape[0], 3)
+    if image.dtype != crop.dtype or image.shape not in (crop.shape, turned) or mask.shape != image.shape[:2]:
         raise ExperimentError(
             f"train.augment: {step.name} makes {image.dtype} of {'x'.join(map(str, image.shape))} out of a crop of bytes of "
-            f"{'x'.join(map(str, crop.shape))}; sizes are train.crop's and train.scale's matter, and the model itself normalises"
+            f"{'x'.join(map(str, crop.shape))}; sizes are the matter of train.crop and {', '.join(SIZES)}, and the model itself "
+            "normalises"
         )

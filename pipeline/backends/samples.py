@@ -142,10 +142,10 @@ class Samples:
             side = max(round(crop / self._scale(rng, height, width)), 8)
             return (side, side), (crop, crop)
         # as Detectron2's relative_range: the part is cut out first, and its sides are those that are resized
-        parts = rng.uniform(*crop, 2).tolist() if isinstance(crop, list) else (crop, crop)
+        parts = rng.uniform(crop[0], crop[1], 2).tolist() if isinstance(crop, list) else (crop, crop)
         high, wide = (max(round(part * length), 8) for part, length in zip(parts, (height, width), strict=True))
-        scale = self._scale(rng, high, wide)
-        return (high, wide), (max(round(high * scale), 8), max(round(wide * scale), 8))
+        scale = max(self._scale(rng, high, wide), 8 / min(high, wide))  # no side below 8, and none stretched
+        return (high, wide), (round(high * scale), round(wide * scale))
 
     def _scale(self, rng: np.random.Generator, height: int, width: int) -> float:
         """By how much what has this size is resized this time."""

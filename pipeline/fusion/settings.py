@@ -22,6 +22,11 @@ class Fusion(FusionSettings):
     """Fused masks scored below this are left out, see fusion/threshold.py. One number, or one for each category."""
 
 
+def as_fusion(settings: FusionSettings) -> Fusion:
+    """The experiment's settings before anything was chosen."""
+    return Fusion.model_validate(settings.model_dump())
+
+
 PER_CLASS = ("iou", "skip", "min_area", "min_score")
 """Settings that may be one number for each category."""
 

@@ -54,6 +54,14 @@ class TokenProjection(nn.Module):
         return torch.baddbmm(pixels, tokens.transpose(1, 2).to(pixels.dtype), weights).view_as(features)
 
 
+def equal_depth(strides: Sequence[int]) -> list[int]:
+    """The blocks that maps of these strides look at where nothing else is said: 1 at a stride of 2, 5 at one of 32.
+
+    So a map meets tokens of its own depth, as in the paper: the i-th of a network's five stages ends at a stride of 2**i.
+    """
+    return [stride.bit_length() - 1 for stride in strides]
+
+
 class Renormalisation(nn.Module):
     """From the pixels that a detector has normalised to those that another network was trained on.
 
@@ -178,8 +186,12 @@ class ConvolutionalFeatures(Pretrained):
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
 
     def _made(self, name: str, **how: Any) -> nn.Module:
-        network: nn.Module = timm.create_model(name, features_only=True, out_indices=self.wanted, **how)
-        return network
+        network: Any = timm.create_model(name, features_only=True, out_indices=self.wanted, **how)
+        last = network.feature_info.module_name()[-1]
+        if last.startswith("blocks."):  # timm keeps, and runs, the blocks of an EfficientNet behind the last map
+            network.blocks = network.blocks[: int(last.split(".")[1]) + 1]
+        made: nn.Module = network
+        return made
 
     def _block(self, level: int) -> nn.Module:
         """Behind which a level's feedback is added."""
@@ -260,8 +272,7 @@ class TransformerAssistance(nn.Module):
 
     Args:
         channels: of the maps.
-        blocks: the blocks whose states the maps look at, one for each map. Of equal depth, as in the paper: the map after
-            the i-th of a network's five stages, at a stride of 2**i, looks at block i.
+        blocks: the blocks whose states the maps look at, one for each map; see `equal_depth`.
         timm: the transformer, any ViT of timm. pretrained: its weights, see `Tokens`.
         stride: 2 halves the maps on the way by a 3x3 convolution, 1 keeps their size with a 1x1.
     """

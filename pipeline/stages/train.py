@@ -9,7 +9,7 @@ import time
 from pipeline import backends
 from pipeline.backends import catalog
 from pipeline.experiment import ALL, Experiment, Layout
-from pipeline.files import provenance, write_json, writing
+from pipeline.files import commit, provenance, write_json, writing
 from pipeline.folds import read_folds
 from pipeline.records import Dataset
 from pipeline.supervision import exclusive
@@ -31,6 +31,7 @@ def run(experiment: Experiment, layout: Layout, model: str, fold: str, version: 
         TrainingError: the loss is not a number or stays exactly zero.
         BlockingIOError: another process is training in this folder.
     """
+    commit()  # the code that trains, whatever is committed meanwhile
     settings = experiment.models[model]
     backend = backends.get(settings.framework)
     images = Dataset.read(layout.train_json)

@@ -20,7 +20,7 @@ from pipeline.fusion.fuse import by_image
 from pipeline.fusion.ladder import Confirm, Rung
 from pipeline.fusion.match import truths
 from pipeline.fusion.ruler import Ruler
-from pipeline.fusion.settings import Fusion, Voter, for_categories, for_people, with_changes, write_settings
+from pipeline.fusion.settings import Voter, as_fusion, for_categories, for_people, with_changes, write_settings
 from pipeline.fusion.study import Case, Study
 from pipeline.fusion.tune import Tuned, tune
 from pipeline.records import Dataset, Detections, read_sources
@@ -85,7 +85,7 @@ def run(experiment: Experiment, layout: Layout) -> Tuned:
     limit = experiment.submission.max_per_image
     most = limit if competition.max_detections is None else min(competition.max_detections, limit)
     ruler = Ruler(most, tuple(competition.ious), seed=experiment.seed)
-    base = for_categories(Fusion.model_validate(experiment.fusion.model_dump()), truth.categories)
+    base = for_categories(as_fusion(experiment.fusion), truth.categories)
     if base.tune:
         confirm = confirmation(competition, truth, experiment.submission)
         tuned = tune(cases, base, ruler, confirm, experiment.held(), nested=base.nested)

@@ -163,6 +163,21 @@ def test_a_part_of_each_side_is_shown(tmp_path: Path, scale: float) -> None:
             )
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 200), (90, 70), (1, 1)])
+def test_small_extents_are_not_stretched(tmp_path: Path, height: int, width: int) -> None:
+    cv2.imwrite(str(tmp_path / "small.png"), np.full((height, width, 3), 9, np.uint8))
+    data = Dataset([Image(1, "small.png", height, width)], {1: "red"}, [], tmp_path)
+    for settings in (
+        {"crop": 0.05, "scale": [2, 2]},
+        {"crop": 1.0, "scale": [0.01, 0.01]},
+        {"crop": 1.0, "scale": [9, 9]},
+    ):
+        samples = Samples(data, TrainSettings.model_validate(settings), 0, 1)
+        (high, wide), (rows, columns) = samples._sizes(np.random.default_rng(0), height, width)
+        assert samples[0].image.shape[:2] == (rows, columns) and min(rows, columns) >= 8
+        assert rows / high == pytest.approx(columns / wide, rel=1 / 16)  # but for rounding
+
+
 def test_the_part_that_is_cut_out_is_what_is_resized(tmp_path: Path) -> None:
     """The document of VRDL 2025: relative crops from nine tenths up, whose shorter side is then one of those listed."""
     settings = TrainSettings.model_validate({"crop": [0.6, 1.0], "shortest_edge": [40, 80]})
@@ -186,6 +201,8 @@ def test_the_part_that_is_cut_out_is_what_is_resized(tmp_path: Path) -> None:
         ({"crop": [0.9, 64]}, "32 or more pixels, a part of each side"),
         ({"scales": [1.0], "shortest_edge": [400]}, "give one of them"),
         ({"longest_edge": 400}, "nothing without shortest_edge"),
+        ({"shortest_edge": [200, 800], "longest_edge": 600}, "600, is below a shortest_edge"),
+        ({"crop": float("inf")}, "32 or more pixels, a part of each side"),
     ],
 )
 def test_sizes_that_mean_nothing_are_refused(settings: dict, words: str) -> None:

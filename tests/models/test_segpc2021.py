@@ -29,6 +29,8 @@ def test_the_second_look_begins_as_the_first_and_then_sees_what_is_fed_back() ->
         first = backbone(image)
         assert torch.equal(first[0], image)
         fed = [torch.randn(1, 8, *level.shape[2:]) for level in first[1:]]
+        ends = 4 if assistant is None else 2  # nothing is kept behind the last level that comes out
+        assert max(backbone.features.wanted) == ends == max(levels)
         for a, b in zip(backbone.rfp_forward(image, fed), first[1:], strict=True):
             torch.testing.assert_close(a, b)
         for convolution in backbone.features.feedback:
@@ -65,6 +67,19 @@ def blocks_of(name: str, **options: object) -> tuple[int, ...]:
 def test_maps_look_at_blocks_of_equal_depth(name: str, blocks: tuple[int, ...]) -> None:
     needs(name.split("/")[0])
     assert blocks_of(name) == blocks
+
+
+def test_blocks_of_equal_depth_go_by_strides() -> None:
+    needs("mmdet")
+    from pipeline.models.mmdet.transformer_assisted import TimmBackbone
+
+    assistant = {"timm": "test_vit"}
+    for name, levels, blocks in (
+        ("efficientnet_lite0", (0, 1, 2, 3, 4), (1, 2, 3, 4, 5)),
+        ("efficientnet_lite0", (2, 4), (3, 5)),
+        ("convnext_atto", (0, 1, 2), (2, 3, 4)),  # its first map has a stride of 4
+    ):
+        assert TimmBackbone(name, None, levels, assistant).assistant.tokens.blocks == blocks
 
 
 def test_the_blocks_are_a_setting_of_both_frameworks() -> None:

@@ -18,7 +18,7 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
-from pipeline.models.transformer_assisted import ConvolutionalFeatures, TransformerAssistance
+from pipeline.models.transformer_assisted import ConvolutionalFeatures, TransformerAssistance, equal_depth
 
 PYRAMID = ("p2", "p3", "p4", "p5", "p6")
 
@@ -28,7 +28,7 @@ def add_settings(config: CfgNode) -> None:
     if "TIMM" in config.MODEL:
         return
     config.MODEL.TIMM = CfgNode({"NAME": "efficientnet_b5", "WEIGHTS": ""})
-    # no NAME: no transformer; no BLOCKS: those of equal depth, 1 for stride 2 to 5 for 32
+    # no NAME: no transformer; no BLOCKS: those of `equal_depth`
     config.MODEL.ASSISTANT = CfgNode({"NAME": "", "WEIGHTS": "", "BLOCKS": [], "CLASS_TOKEN": True})
 
 
@@ -40,16 +40,16 @@ def _normalised(config: CfgNode) -> dict[str, Any]:
     }
 
 
-def _assistant(config: CfgNode, channels: list[int], depths: list[int], stride: int) -> TransformerAssistance:
-    """`depths`: after which of a network's five stages the maps come, which are the blocks that they look at by default."""
+def _assistant(config: CfgNode, channels: list[int], strides: list[int], step: int) -> TransformerAssistance:
+    """For maps of these channels and strides; `step` is `TransformerAssistance`'s stride."""
     settings = config.MODEL.ASSISTANT
     assistant = TransformerAssistance(
         channels,
-        settings.BLOCKS or depths,
+        settings.BLOCKS or equal_depth(strides),
         settings.NAME,
         settings.WEIGHTS or None,
         settings.CLASS_TOKEN,
-        stride,
+        step,
         **_normalised(config),
     )
     assistant.load_pretrained()
@@ -72,8 +72,8 @@ class TimmBackbone(Backbone):  # type: ignore[misc]
         self.features = ConvolutionalFeatures(timm.NAME, levels, timm.WEIGHTS or None, **_normalised(config))
         self.features.load_pretrained()
         channels, stride = self.features.channels, 2 if halved else 1
-        depths = [level + 1 for level in levels]
-        self.assistant = _assistant(config, channels, depths, stride) if config.MODEL.ASSISTANT.NAME else None
+        strides = self.features.strides
+        self.assistant = _assistant(config, channels, strides, stride) if config.MODEL.ASSISTANT.NAME else None
         self.halve = nn.ModuleList()
         if self.assistant is not None:
             channels = [self.assistant.width] * len(channels)
@@ -148,6 +148,5 @@ def build_assisted_resnet_fpn_backbone(config: CfgNode, input_shape: ShapeSpec) 
     names = list(config.MODEL.FPN.IN_FEATURES)
     shapes = resnet.output_shape()
     maps = resnet._out_features
-    depths = [1 if name == "stem" else int(name.removeprefix("res")) for name in maps]
-    assistant = _assistant(config, [shapes[name].channels for name in maps], depths, 1)
+    assistant = _assistant(config, [shapes[name].channels for name in maps], [shapes[name].stride for name in maps], 1)
     return _pyramid(config, TransformerAssistedResNet(resnet, assistant), names)

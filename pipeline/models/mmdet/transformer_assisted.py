@@ -7,6 +7,7 @@ how many channels that pyramid has).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmdet.models.backbones import DetectoRS_ResNet
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 
-from pipeline.models.transformer_assisted import ConvolutionalFeatures, TransformerAssistance
+from pipeline.models.transformer_assisted import ConvolutionalFeatures, TransformerAssistance, equal_depth
 
 
 @MODELS.register_module()
@@ -25,8 +26,8 @@ class TimmBackbone(BaseModule):  # type: ignore[misc]
     Args:
         timm: its name there. pretrained: its weights, a file or ``timm://<model>.<tag>``.
         out_indices: the levels that come out, of 0 to 4 at strides 2 to 32.
-        assistant: the arguments of `TransformerAssistance` but `channels`, and `blocks` where level i shall not look at block
-            i + 1; None for the network alone.
+        assistant: the arguments of `TransformerAssistance` but `channels`, and `blocks` where they shall not be those of
+            `equal_depth`; None for the network alone.
         normalised: the arguments mean, std and bgr of `Renormalisation`, where the detector's preprocessor does not give
             RGB normalised as ImageNet's.
     """
@@ -43,14 +44,19 @@ class TimmBackbone(BaseModule):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.output_img = output_img
-        # the finest map is not fed back; where the assistant halves the maps, each belongs to the next, coarser stage
+        # the finest map is not fed back; where the assistant halves the maps, each belongs to the next, coarser stage, and the
+        # coarsest to one that nobody looks at
         further = (assistant or {}).get("stride", 1) - 1
-        fed = [level + further for level in out_indices[1:]] if rfp_inplanes else []
+        fed = (
+            [level + further for level in out_indices[1:] if level + further <= max(out_indices)]
+            if rfp_inplanes
+            else []
+        )
         normalised = normalised or {}
         self.features = ConvolutionalFeatures(timm, out_indices, pretrained, fed, rfp_inplanes or 0, **normalised)
         self.assistant = None
         if assistant:
-            settings = {"blocks": [level + 1 for level in out_indices], **assistant, **normalised}
+            settings = {"blocks": equal_depth(self.features.strides), **assistant, **normalised}
             self.assistant = TransformerAssistance(self.features.channels, **settings)
 
     def init_weights(self) -> None:
@@ -78,15 +84,15 @@ class TransformerAssistedDetectoRS(DetectoRS_ResNet):  # type: ignore[misc]
     """DetectoRS's ResNet, whose four maps look at a transformer's tokens.
 
     Args:
-        assistant: the arguments of `TransformerAssistance` but `channels`, and `blocks` where the maps at strides 4 to 32 shall
-            not look at the blocks 2 to 5.
+        assistant: the arguments of `TransformerAssistance` but `channels`, and `blocks` where they shall not be those of
+            `equal_depth`.
     """
 
     def __init__(self, assistant: dict[str, Any], **resnet: Any) -> None:
         super().__init__(**resnet)
         stages = [getattr(self, self.res_layers[i])[-1] for i in self.out_indices]
-        blocks = [i + 2 for i in self.out_indices]  # its first stage is what ends in a stride of 2, before layer1
-        settings = {"blocks": blocks, **assistant}
+        strides = [4 * math.prod(self.strides[: i + 1]) for i in self.out_indices]  # 4: of the stem
+        settings = {"blocks": equal_depth(strides), **assistant}
         self.assistant = TransformerAssistance([stage.conv3.out_channels for stage in stages], **settings)
 
     def init_weights(self) -> None:
