@@ -32,7 +32,7 @@ UNKNOWN = "?"
 
 MEASURES = (
     "score", "AP", "AP50", "AP75", "APs", "APm", "APl", "true_positives_in_first_100", "best_iou", "miou", "pixel_accuracy", "pq",
-    "class_accuracy", "dice",
+    "class_accuracy", "digits_found", "digits", "assigned_class_accuracy", "dice",
 )  # fmt: skip
 """Columns of the table where `--measure` names none, those that a run has."""
 

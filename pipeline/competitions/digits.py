@@ -42,7 +42,7 @@ from pipeline.competitions.formats.stored import remove_others
 from pipeline.masks import tight_box
 from pipeline.metrics import scene
 from pipeline.metrics.coco_ap import IOUS, THRESHOLDS, Evaluation, evaluate, match
-from pipeline.metrics.dice import best_dice
+from pipeline.metrics.dice import best_dice, overlaps_by_image
 from pipeline.records import Dataset, Image, Instance
 
 TRUTH = Path("hidden") / "test_truth.json"
@@ -171,28 +171,50 @@ class Digits(CocoCompetition):
 
         ``ap50``: at IoU 0.5 alone. ``class_accuracy``: of the digits that were found at all, the share that was read right:
         detections are matched to truths as COCO does at IoU 0.5 but whatever their class, and of the matched ones those of
-        the right class are counted; null where nothing was found. ``dice``: how well shapes fit, see `metrics.dice.best_dice`.
+        the right class are counted; null where nothing was found. ``digits`` and ``digits_found``: how many there are, and of
+        how many that is. ``assigned_class_accuracy``: of all digits, see below. ``dice``: how well shapes fit, see
+        `metrics.dice.best_dice`.
         """
         evaluation = self.evaluate(truth, records)
+        right = read_right(truth, records)
         return {
             **self.summary(truth, evaluation, records),
             "ap50": evaluation.ap(IOU),
-            "class_accuracy": class_accuracy(truth, records),
+            "class_accuracy": float(np.mean(right)) if right else None,
+            "digits_found": len(right),
+            "digits": len(truth.instances),
+            "assigned_class_accuracy": assigned_class_accuracy(truth, records),
             "dice": best_dice(truth, records),
             **scene.measure(truth, records),
         }
 
 
-def class_accuracy(truth: Dataset, records: Sequence[Mapping[str, Any]]) -> float | None:
-    """The share of detections of the right class among those that match a truth at IoU 0.5 whatever the class."""
+def read_right(truth: Dataset, records: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Of each detection that matches a truth at IoU 0.5, whatever the class, whether its class is right."""
     blind = Dataset(truth.images, {1: "object"}, [replace(a, category_id=1) for a in truth.instances], truth.root)
     matched = match(blind, [{**record, "category_id": 1} for record in records], IOU)
-    right = [
+    return [
         truth.instances[index].category_id == record["category_id"]
         for record, index, hit in zip(records, matched.truth.tolist(), matched.true_positive.tolist(), strict=True)
         if hit
     ]
-    return float(np.mean(right)) if right else None
+
+
+def assigned_class_accuracy(truth: Dataset, records: Sequence[Mapping[str, Any]]) -> float:
+    """The share of all true digits whose own detection has the right class; -1 where there are none.
+
+    Each digit of an image is given at most one detection and each detection one digit, so that the sum of their IoU is the
+    highest possible, whatever class and score: what a network with queries is trained on, asked of its result. A digit that
+    gets none, or one that does not meet it, counts as read wrong.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    right = 0
+    for instances, found, iou in overlaps_by_image(truth, records):
+        for k, i in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
+            right += bool(iou[k, i] > 0) and found[k]["category_id"] == instances[i].category_id
+    total = sum(not instance.crowd for instance in truth.instances)
+    return right / total if total else -1.0
 
 
 # ---------------------------------------------------------------- the digits ------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.competitions import CompetitionError
-from pipeline.competitions.digits import COMPETITION, GAP, TRUTH, class_accuracy, parse_idx
+from pipeline.competitions.digits import COMPETITION, GAP, TRUTH, assigned_class_accuracy, parse_idx, read_right
 from pipeline.masks import crop_to_rle, rle_to_crop
 from pipeline.metrics.coco_ap import evaluate
 from pipeline.records import Dataset, Detections
@@ -325,11 +325,39 @@ def test_accuracy_is_of_what_was_found(truth: Dataset) -> None:
     column = crop_to_rle(np.ones((128, 1), np.uint8), (0, 0, 1, 128), (128, 128), threshold=1)
     lost = {**first, "segmentation": column}
     wrong = {**first, "category_id": first["category_id"] % 10 + 1, "score": 2.0}
-    assert class_accuracy(truth, [first, second]) == 1.0
-    assert class_accuracy(truth, [first, wrong]) == 0.0
-    assert class_accuracy(truth, [second, wrong]) == 0.5
-    assert class_accuracy(truth, []) is None
-    assert class_accuracy(truth, [lost, second]) == 1.0
+    assert sorted(read_right(truth, [first, second])) == [True, True]
+    assert read_right(truth, [first, wrong]) == [False]
+    assert sorted(read_right(truth, [second, wrong])) == [False, True]
+    assert read_right(truth, []) == []
+    assert read_right(truth, [lost, second]) == [True]
+    result = COMPETITION.score(truth, [second, wrong])
+    assert (result["class_accuracy"], result["digits_found"], result["digits"]) == (0.5, 2, len(truth.instances))
+
+
+def test_assigned_accuracy_is_of_all_digits(truth: Dataset) -> None:
+    """Digits go to the detections that fit them best, one each, whatever these score; none is as bad as a wrong one."""
+    everything = records_of(truth)
+    total = len(everything)
+    assert assigned_class_accuracy(truth, everything) == 1.0
+    assert assigned_class_accuracy(truth, []) == 0.0
+    assert assigned_class_accuracy(truth, everything[:2]) == pytest.approx(2 / total)
+    first = everything[0]
+    wrong = {**first, "category_id": first["category_id"] % 10 + 1, "score": 2.0}
+    assert assigned_class_accuracy(truth, [wrong, *everything[1:]]) == pytest.approx(1 - 1 / total)
+    # a worse fit of the wrong class does not take the digit, however sure it is, and gets no other that it does not meet
+    box, crop = rle_to_crop(truth.instances[0].rle)
+    half = crop.copy()
+    half[: len(half) // 2] = 0
+    image = truth.image[first["image_id"]]
+    part = crop_to_rle(half, tuple(box), (image.height, image.width), threshold=1)
+    assert assigned_class_accuracy(truth, [{**wrong, "segmentation": part}, *everything]) == 1.0
+    assert assigned_class_accuracy(truth, [{**wrong, "segmentation": part}, *everything[1:]]) == pytest.approx(
+        1 - 1 / total
+    )
+    assert (
+        assigned_class_accuracy(truth, [{**first, "segmentation": part}, *everything[1:]]) == 1.0
+    )  # below IoU 0.5 or not
+    assert assigned_class_accuracy(Dataset(truth.images, truth.categories, [], truth.root), everything) == -1.0
 
 
 def test_score_is_coco_s(truth: Dataset) -> None:
