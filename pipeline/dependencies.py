@@ -42,7 +42,9 @@ def _slice(stage: str, experiment: Experiment, model: str, fold: str, part: str)
         options = competitions.chosen_options(competitions.get(experiment.competition).options, experiment.data.options)
         return experiment.competition, options.model_dump(), experiment.seed, _signature(experiment.data_path())
     if stage == "split":
-        return experiment.competition, experiment.folds.count, experiment.folds.repeats, experiment.seed
+        given = experiment.folds_file()
+        how = experiment.competition, experiment.folds.count, experiment.folds.repeats, experiment.seed
+        return (*how, given.read_text()) if given else how
     if stage == "train":
         chosen = experiment.models[model]
         training = experiment.train_settings(model).model_dump(exclude=set(NOT_IN_THE_RESULT))

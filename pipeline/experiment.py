@@ -52,6 +52,9 @@ class FoldSettings(Settings):
     repeats: int = Field(1, ge=1)
     """So many divisions, each into `count` folds, numbered on: every image then has as many models that never saw it, and
     what more models gain is measured out of fold."""
+    file: str | None = None
+    """A CSV with the columns image and fold (and fold_2, …) that divides the images instead, e.g. a paper's own division; a
+    relative path starts at the current folder or, where it is not there, at the project's."""
     use: list[int] | None = None
     """The folds to train, from 0; null for all."""
     final: bool = False
@@ -416,6 +419,20 @@ class Experiment(Settings):
             data["folds"]["use"] = [int(f) for f in folds if f != ALL]
             data["folds"]["final"] = ALL in folds
         return Experiment.model_validate(data)
+
+    def folds_file(self) -> Path | None:
+        """The CSV that `folds.file` names.
+
+        Raises:
+            ExperimentError: it is not there.
+        """
+        if self.folds.file is None:
+            return None
+        path = Path(self.folds.file).expanduser()
+        path = path if path.is_absolute() or path.exists() else PROJECT / path
+        if not path.is_file():
+            raise ExperimentError(f"folds.file: there is no file {path}")
+        return path
 
     def data_path(self) -> Path | None:
         """The first of `data.path` that exists; None for a competition that needs no files.

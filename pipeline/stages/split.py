@@ -16,10 +16,10 @@ def run(experiment: Experiment, layout: Layout) -> list[folds.Row]:
     """Write folds/<run>.csv.
 
     A CSV that this stage wrote is written anew when the images or settings have changed. One that was written or edited
-    by hand is checked and used as it is, never overwritten.
+    by hand is checked and used as it is, never overwritten. `folds.file` stands in the place of what this stage would choose.
 
     Raises:
-        FoldsError: a CSV by hand that does not fit the images or the experiment; too few groups for the folds.
+        FoldsError: a CSV by hand, or `folds.file`, that does not fit the images or the experiment; too few groups for the folds.
     """
     dataset = Dataset.read(layout.train_json)
     path = layout.folds
@@ -42,6 +42,12 @@ def run(experiment: Experiment, layout: Layout) -> list[folds.Row]:
 
 
 def _divide(experiment: Experiment, dataset: Dataset) -> list[folds.Row]:
+    given = experiment.folds_file()
+    if given is not None:
+        rows = folds.read_csv(given)
+        for warning in folds.check(rows, given, dataset, experiment.folds.count, experiment.folds.repeats):
+            log.warning("%s", warning)
+        return rows
     competition = competitions.get(experiment.competition)
     settings = experiment.folds
     return folds.divide(dataset, settings.count, experiment.seed, competition.stratum, settings.repeats)

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline import dependencies
 from pipeline.competitions import CompetitionError, synthetic
 from pipeline.competitions.synthetic import COMPETITION, TRUTH
-from pipeline.experiment import Experiment, Layout, SubmissionSettings
+from pipeline.experiment import Experiment, ExperimentError, Layout, SubmissionSettings
 from pipeline.folds import FoldsError, read_csv, read_folds
 from pipeline.masks import crop_to_rle, rle_to_crop
 from pipeline.records import Dataset, Detections, Image, Instance
@@ -189,6 +190,27 @@ def test_csv_by_hand_before_the_first_run(divided: Layout) -> None:
     divided.folds.unlink()
     split.run(EXPERIMENT, divided)
     assert len(read_csv(divided.folds)) == 9
+
+
+def test_a_division_may_be_named_in_the_experiment(divided: Layout, tmp_path: Path) -> None:
+    names = [row.image for row in read_csv(divided.folds)]
+    given = tmp_path / "paper.csv"
+    given.write_text("image,fold\n" + "".join(f"{name},{int(k > 1)}\n" for k, name in enumerate(names)))
+    experiment = an_experiment(folds={"count": 2, "file": str(given)})
+    rows = split.run(experiment, divided)
+    assert (
+        [row.fold for row in rows] == [0, 0, *[1] * (len(names) - 2)] == [row.fold for row in read_csv(divided.folds)]
+    )
+    before = dependencies.settings("split", experiment)
+    given.write_text(given.read_text().replace(f"{names[-1]},1", f"{names[-1]},0"))
+    assert dependencies.settings("split", experiment) != before
+    assert (
+        split.run(experiment, divided)[-1].fold == 0
+    )  # what was written from it before is not taken for a hand's work
+    with pytest.raises(FoldsError, match=r"(?s)paper.csv.*folds.count is 3"):
+        split.run(an_experiment(folds={"count": 3, "file": str(given)}), divided)
+    with pytest.raises(ExperimentError, match="folds.file: there is no file .*none.csv"):
+        split.run(an_experiment(folds={"count": 2, "file": "none.csv"}), divided)
 
 
 def test_our_own_csv_is_known_without_its_record(divided: Layout) -> None:
