@@ -276,7 +276,7 @@ def test_a_model_may_be_called_as_a_group_is(write: Any) -> None:
     assert "models.fusion.sede (did you mean 'seed'?)" in message(write(models=models, fusion={}))
 
 
-@pytest.mark.parametrize("name", ["vrdl2021-full", "vrdl2025-document", "digits-full"])
+@pytest.mark.parametrize("name", ["vrdl2021-full", "vrdl2025-document", "digits-full", "cityscapes-seq2seg"])
 def test_rates_fall_within_the_training(name: str) -> None:
     experiment = load(f"papers/{name}")
     for model in experiment.models:
