@@ -481,6 +481,7 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
         counts = {entry: parameters.count(entry) for entry in listed}
         parameters.keep({entry: number for entry, number in counts.items() if number is not None})
     reach = catalog.reach(sorted({source for entry in listed for source in entry.weights}))
+    experiments = catalog.experiments_by_model()
     shared = {said: n for said, n in Counter(reach.values()).items() if n > 1 and ": " in said}
     for entry in listed:
         usable = "" if catalog.installed(entry.framework) else "  (not installed)"
@@ -489,6 +490,7 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
         print(f"{entry.name}\n    {entry.description}")
         print(f"    framework:  {entry.framework}{usable}\n    origin:     {entry.origin}")
         print(f"    parameters: {counted} ({parameters.CLASSES} classes)")
+        print(f"    used by:    {', '.join(experiments.get(entry.name, [])) or 'none of the experiments here'}")
         said = {
             source: reach[source].partition(":")[0] if reach[source] in shared else reach[source] for source in reach
         }

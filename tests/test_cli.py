@@ -321,6 +321,7 @@ def test_models_says_parameters_as_published(
     said = capsys.readouterr().out
     # MMDetection's own table: 44.4 M for Mask R-CNN R50-FPN with COCO's classes
     assert "parameters: 44.4 million (80 classes)" in said and said.count("origin:") == 1
+    assert "used by:    vrdl2021" in said
     assert said.splitlines()[-1].endswith("(not reachable: no net)")  # a single one; of several that share a reason:
     assert cli.main(["models", "r50"]) == 0
     said = capsys.readouterr().out
@@ -371,6 +372,8 @@ def test_a_config_is_described_from_its_text(configs: Path) -> None:
     assert entries["mmdet/base"].description == "The base, in two lines."
     assert entries["mmdet/base"].origin == "mmdet::a.py"
     assert entries["mmdet/child"].description == "A child."
+    assert entries["mmdet/child"].origin == "mmdet/base < mmdet::a.py"
+    assert entries["detectron2/cfg"].origin == "detectron2/common" and entries["mmdet/own"].origin == "its own file"
     assert entries["mmdet/child"].weights == ("https://example.invalid/w.pth",)
     assert entries["mmdet/own"].weights == ("torchvision://r",)
     assert entries["detectron2/common"].weights == ("detectron2://x/model.pkl",)

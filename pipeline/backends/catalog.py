@@ -25,6 +25,10 @@ from pipeline.backends import FRAMEWORKS, how_to_install, installed
 from pipeline.experiment import PROJECT, Experiment, ExperimentError, ModelSettings
 
 CONFIGS = PROJECT / "configs" / "models"
+EXPERIMENTS = PROJECT / "configs" / "experiments"
+
+OWN = "its own file"
+"""The origin of a config that builds on none."""
 
 _WEIGHT_KEYS = {"load_from", "init_checkpoint", "checkpoint", "pretrained", "WEIGHTS"}
 """Under which names the frameworks' configs keep the address of pretrained weights."""
@@ -46,7 +50,7 @@ class Entry:
     Attributes:
         name: its path below configs/models without the ending, ``<framework>/<model>``.
         description: the file's docstring or first comment, one line.
-        origin: what it builds on, as it says so itself.
+        origin: what it builds on, and what that builds on, as they say so themselves.
         weights: the pretrained weights that it names, all of which it needs; empty for random ones.
     """
 
@@ -65,11 +69,19 @@ def entries(folder: Path = CONFIGS) -> list[Entry]:
         framework = path.relative_to(folder).parts[0]
         if framework in FRAMEWORKS and not path.name.startswith("_"):
             name = path.relative_to(folder).with_suffix("").as_posix()
-            bases = bases_of(path)
-            found.append(
-                Entry(name, path, framework, _description(path), ", ".join(bases) or "its own file", _weights(path))
-            )
+            found.append(Entry(name, path, framework, _description(path), _origin(path), _weights(path)))
     return found
+
+
+def experiments_by_model() -> dict[str, list[str]]:
+    """The project's experiments that use a model, by its name."""
+    listed = {entry.path.resolve(): entry.name for entry in entries()}
+    used: dict[str, list[str]] = {}
+    for path in sorted(EXPERIMENTS.rglob("*.yaml")):
+        models = (_read_yaml(path).get("models") or {}).values()
+        for place in {locate(model["config"]).resolve() for model in models}:
+            used.setdefault(listed.get(place, ""), []).append(path.relative_to(EXPERIMENTS).with_suffix("").as_posix())
+    return used
 
 
 # ---------------------------------------------------------------- which can be used -----------------------------------
@@ -245,6 +257,21 @@ def bases_of(path: Path) -> list[str]:
     return [
         base for value in values for base in ([value] if isinstance(value, str) else value) if isinstance(base, str)
     ]
+
+
+def _origin(path: Path) -> str:
+    """What a config builds on, down to what is not the project's: ``mmdet/child < mmdet::base.py``."""
+    found = []
+    for base in bases_of(path):
+        other = (path.parent / base).resolve()
+        if "::" in base or not other.is_file():
+            found.append(base)
+        elif other.name.startswith("_"):
+            found.append(_origin(other))
+        else:
+            further = _origin(other)
+            found.append(f"{path.parent.name}/{other.stem}" + ("" if further == OWN else f" < {further}"))
+    return ", ".join(found) or OWN
 
 
 def _weights(path: Path) -> tuple[str, ...]:

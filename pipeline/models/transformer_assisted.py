@@ -13,6 +13,7 @@ with stride 2 (`stride=2`; the five levels of an EfficientNet at strides 2 to 32
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -241,6 +242,11 @@ class Tokens(Pretrained):
 
     def _made(self, name: str, **how: Any) -> nn.Module:
         network: Any = timm.create_model(name, num_classes=0, **how)
+        taps = getattr(network, "forward_intermediates", None)
+        if taps is None or "return_prefix_tokens" not in inspect.signature(taps).parameters:
+            raise ValueError(
+                f"{name} is none of timm's vision transformers whose blocks can be tapped, as vit_, deit_, beit_"
+            )
         depth = len(network.blocks)
         if not all(1 <= block <= depth for block in self.blocks):
             raise ValueError(f"{name} has blocks 1 to {depth}, not all of {list(self.blocks)}")
@@ -253,7 +259,7 @@ class Tokens(Pretrained):
         states = self.network.forward_intermediates(
             self.renormalise(image),
             indices=[block - 1 for block in sorted(set(self.blocks))],
-            return_prefix_tokens=True,
+            return_prefix_tokens=self.network.num_prefix_tokens > 0,
             norm=True,
             output_fmt="NLC",
             intermediates_only=True,

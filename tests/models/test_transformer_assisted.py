@@ -130,6 +130,15 @@ def test_a_transformer_without_a_class_token_gives_each_image_its_own_tokens() -
         torch.testing.assert_close(state[1:], own, atol=1e-4, rtol=1e-4)
 
 
+def test_a_transformer_without_prefix_tokens_serves_and_others_are_refused() -> None:
+    tokens = Tokens("vit_relpos_small_patch16_224", [1, 2])
+    with torch.no_grad():
+        assert [state.shape for state in tokens(torch.randn(1, 3, 50, 70))] == [(1, 196, 384)] * 2
+    for name in ("cait_xxs24_224", "resnet18"):
+        with pytest.raises(ValueError, match=f"{name} is none of timm's vision transformers"):
+            Tokens(name, [1])
+
+
 def test_weights_of_another_network_are_refused() -> None:
     tokens = Tokens(VIT, [1], weights="timm://vit_base_patch16_224.augreg2_in21k_ft_in1k")
     with pytest.raises(OSError, match=rf"another network than {VIT}"):
