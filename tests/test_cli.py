@@ -321,7 +321,7 @@ def test_models_says_parameters_as_published(
     said = capsys.readouterr().out
     # MMDetection's own table: 44.4 M for Mask R-CNN R50-FPN with COCO's classes
     assert "parameters: 44.4 million (80 classes)" in said and said.count("origin:") == 1
-    assert "used by:    vrdl2021" in said
+    assert "used by:    dsb2018, papers/vrdl2021-full, sartorius" in said
     assert said.splitlines()[-1].endswith("(not reachable: no net)")  # a single one; of several that share a reason:
     assert cli.main(["models", "r50"]) == 0
     said = capsys.readouterr().out
