@@ -77,6 +77,7 @@ def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str 
                 "trained_on": [t["images"] for t in trainings.values()],
                 "iterations": settings.iterations,
                 "batch": settings.batch,
+                "train": settings.model_dump(mode="json", exclude_defaults=True),
                 "seconds": [t["seconds"] for t in trainings.values()],
                 "measures": _numbers(standing),
             }
@@ -135,10 +136,10 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
         known = sorted({m for row in latest.values() for m in row["measures"]})
         raise ExperimentError(f"no row has {', '.join(absent)}; there are {', '.join(known)}")
     lines = [
-        "| model | commit | trainings (of images) | iterations x images | minutes | "
+        "| model | commit | trainings (of images) | iterations x images | minutes | judged images | "
         + " | ".join(m.replace("_", " ") for m in shown)
         + " |",
-        "|---" * (5 + len(shown)) + "|",
+        "|---" * (6 + len(shown)) + "|",
     ]
     for members in groups.values():
         seconds = [s for row in members for s in row.get("seconds", [])]
@@ -148,6 +149,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
             f"{len(seconds)} ({_span([n for row in members for n in row['trained_on']])})" if seconds else "",
             f"{members[0]['iterations']} x {members[0]['batch']}" if "iterations" in members[0] else "",
             f"{sum(seconds) / len(seconds) / 60:.1f}" if seconds else "",
+            _span([row["images"] for row in members]),
             *(_cell([row["measures"][m] for row in members if m in row["measures"]]) for m in shown),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -198,7 +200,12 @@ def main() -> None:
     name = Path(options.experiment).stem
     try:
         if options.action == "table":
-            rows = [row for row in read(options.file) if not options.model or row["model"] in options.model]
+            rows = read(options.file)
+            added = sorted({row["model"] for row in rows if row["experiment"] == name})
+            for model in options.model or []:
+                if added and model not in added:
+                    raise ExperimentError(f"no row of {name} is of a model {model!r}; there are {', '.join(added)}")
+            rows = [row for row in rows if not options.model or row["model"] in options.model]
             print(table(rows, name, options.measure or MEASURES))
             return
         layout = Layout(name, options.root.absolute())

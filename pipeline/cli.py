@@ -456,7 +456,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _models_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="*", metavar="NAME", help="a model's name, or a part of names; without: all")
+    parser.add_argument(
+        "name", nargs="*", metavar="NAME", help="a model's name, or a part of names or descriptions; without: all"
+    )
     parser.add_argument(
         "--parameters",
         action="store_true",
@@ -472,7 +474,9 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
     if options.name:
         asked: list[catalog.Entry] = []
         for name in options.name:
-            found = [e for e in listed if e.name == name] or [e for e in listed if name in e.name]
+            word = name.lower()
+            found = [e for e in listed if e.name == name]
+            found = found or [e for e in listed if word in e.name.lower() or word in e.description.lower()]
             if not found:
                 catalog.locate(name)  # raises, and names the nearest
             asked += [entry for entry in found if entry not in asked]

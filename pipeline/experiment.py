@@ -53,8 +53,9 @@ class FoldSettings(Settings):
     """So many divisions, each into `count` folds, numbered on: every image then has as many models that never saw it, and
     what more models gain is measured out of fold."""
     file: str | None = None
-    """A CSV with the columns image and fold (and fold_2, …) that divides the images instead, e.g. a paper's own division; a
-    relative path starts at the current folder or, where it is not there, at the project's."""
+    """A CSV with the columns image and fold (and fold_2, …) that divides the images instead, e.g. a paper's own division. Images
+    are called as folds/<run>.csv has them, which a run without this setting writes, e.g. ``images/train/a.png``. A relative path
+    starts at the current folder or, where it is not there, at the project's."""
     use: list[int] | None = None
     """The folds to train, from 0; null for all."""
     final: bool = False
@@ -91,9 +92,10 @@ class TrainSettings(Settings):
     scale: tuple[float, float] = (1.0, 1.0)
     """Images are resized by a factor drawn (log-uniformly) from this range, smallest first, before the crop is cut."""
     scales: list[Annotated[float, Field(gt=0)]] = []
-    """Factors above 0 of which one is drawn instead, each as often; the range does not count then."""
+    """Factors above 0 of which one is drawn instead, each as often."""
     shortest_edge: list[Annotated[int, Field(ge=8)]] = []
-    """Lengths of which one is drawn instead, each as often, for an image's shorter side; neither factors nor range count then."""
+    """Lengths of which one is drawn instead, each as often, for the shorter side of what is shown: of the image or, where `crop`
+    is a part of it, of that part, so that objects come out larger than at the same length of a view."""
     longest_edge: int | None = Field(None, ge=8)
     """With shortest_edge, the longer side comes out no longer than this, and the shorter one in proportion; null for no limit."""
     augment: list[Augmentation] = []
@@ -135,8 +137,9 @@ class TrainSettings(Settings):
     def _fit_together(self) -> TrainSettings:
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule multistep needs milestones, the iterations at which the rate falls")
-        if self.scales and self.shortest_edge:
-            raise ValueError("scales and shortest_edge both say how large an image is shown; give one of them")
+        said = [key for key in WAYS if getattr(self, key) != TrainSettings.model_fields[key].default]
+        if len(said) > 1:
+            raise ValueError(f"{' and '.join(said)} both say how large an image is shown; give one of them")
         if self.longest_edge is not None and self.longest_edge < max(self.shortest_edge, default=self.longest_edge + 1):
             what = "is below a shortest_edge" if self.shortest_edge else "would do nothing without shortest_edge"
             raise ValueError(f"longest_edge, {self.longest_edge}, {what}")
@@ -173,8 +176,8 @@ class TrainSettings(Settings):
         return value
 
 
-SIZES = ("scale", "scales", "shortest_edge", "longest_edge")
-"""Settings of a training that say how large an image is shown."""
+WAYS = ("scale", "scales", "shortest_edge")
+"""Settings of a training each of which says, in its way, how large an image is shown."""
 
 
 NOT_IN_THE_RESULT = ("checkpoint_every", "log_every", "workers")
@@ -223,6 +226,8 @@ class PredictSettings(Settings):
 
         for name in names or []:
             parse(name)
+            if (names or []).count(name) > 1:
+                raise ValueError(f"{name} is there more than once")
         return names
 
     @model_validator(mode="after")
@@ -322,7 +327,7 @@ class ModelSettings(Settings):
     carries."""
     train: dict[str, Any] = {}
     """What differs from the experiment's ``train``, the same keys; a list is replaced whole. One of ``scale``, ``scales`` and
-    ``shortest_edge`` stands in the place of whichever the experiment has."""
+    ``shortest_edge`` stands in the place of whichever the experiment has; ``longest_edge`` stays with a ``shortest_edge``."""
     predict: dict[str, Any] = {}
     """What differs from the experiment's ``predict``, the same keys; ``tile`` is replaced whole."""
 
@@ -363,6 +368,12 @@ class Experiment(Settings):
             raise ValueError(
                 f"fusion.weights names {sorted(unknown)}, which are not among the models {sorted(self.models)}"
             )
+        predicted = list(dict.fromkeys(view for name in self.models for view in self.predict_settings(name).views))
+        absent = [view for view in self.fusion.views or [] if view not in predicted]
+        if absent:
+            raise ValueError(
+                f"fusion.views: no model predicts {absent[0]!r}{nearest(absent[0], predicted)}; predicted are {predicted}"
+            )
         if any(w < 0 for w in self.fusion.weights.values()):
             raise ValueError(f"fusion.weights are 0 or more, not {self.fusion.weights}")
         if not self.fold_names():
@@ -379,7 +390,11 @@ class Experiment(Settings):
         """The experiment's `train` with the model's own changes; where these say how large an image is shown, in whichever way,
         what the experiment says of that does not count."""
         own = self.models[model].train
-        others = self.train.model_dump(exclude=set(SIZES) if any(key in own for key in SIZES) else None)
+        others = self.train.model_dump()
+        if any(key in own for key in WAYS):
+            others = {key: value for key, value in others.items() if key not in WAYS}
+            if "shortest_edge" not in own:
+                del others["longest_edge"]
         return TrainSettings.model_validate({**others, **own})
 
     def predict_settings(self, model: str) -> PredictSettings:
@@ -431,7 +446,7 @@ class Experiment(Settings):
         path = Path(self.folds.file).expanduser()
         path = path if path.is_absolute() or path.exists() else PROJECT / path
         if not path.is_file():
-            raise ExperimentError(f"folds.file: there is no file {path}")
+            raise ExperimentError(f"folds.file: there is no file {self.folds.file}, neither here nor as {path}")
         return path
 
     def data_path(self) -> Path | None:
@@ -540,8 +555,10 @@ def explain(error: ValidationError, inside: type[BaseModel], above: tuple[str, .
             lines.append(f"unknown setting {where}{nearest(location[-1], known)}; {has}")
         elif problem["type"] == "missing":
             lines.append(f"{where} is missing")
-        elif not location:  # of the settings as a whole
-            lines.append(problem["msg"].removeprefix("Value error, "))
+        elif (
+            not location or problem["type"] == "value_error" and isinstance(problem["input"], dict)
+        ):  # of a group as a whole
+            lines.append((f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')} (it is {problem['input']!r})"[:600])
     return lines

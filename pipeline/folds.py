@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def divide(
         FoldsError: there are fewer groups than folds.
     """
     images = sorted(dataset.images, key=lambda image: image.file_name)
-    strata = [(stratum(image) if stratum else "") or _content(dataset, image) for image in images]
+    strata = [_stratum(dataset, image, stratum) for image in images]
     groups = [image.group or image.file_name for image in images]
     names = sorted(set(groups))
     if len(names) < count:
@@ -102,7 +102,7 @@ def divide(
             int(numbers[index[g], 0]),
             s,
             image.group,
-            sum(not a.crowd for a in dataset.by_image[image.id]),
+            _instances(dataset, image),
             tuple(int(number) for number in numbers[index[g], 1:]),
         )
         for image, s, g in zip(images, strata, groups, strict=True)
@@ -125,6 +125,24 @@ def _partition(fold: np.ndarray) -> tuple[int, ...]:
     """The same for two divisions that differ in nothing but the folds' numbers."""
     order: dict[int, int] = {}
     return tuple(order.setdefault(int(f), len(order)) for f in fold)
+
+
+def described(rows: Iterable[Row], dataset: Dataset, stratum: Callable[[Image], str] | None = None) -> list[Row]:
+    """The rows with what `divide` says of their images beside the folds."""
+    known = {image.file_name: image for image in dataset.images}
+    return [
+        replace(row, stratum=_stratum(dataset, image, stratum), group=image.group, instances=_instances(dataset, image))
+        for row in rows
+        for image in [known[row.image]]
+    ]
+
+
+def _stratum(dataset: Dataset, image: Image, stratum: Callable[[Image], str] | None) -> str:
+    return (stratum(image) if stratum else "") or _content(dataset, image)
+
+
+def _instances(dataset: Dataset, image: Image) -> int:
+    return sum(not a.crowd for a in dataset.by_image[image.id])
 
 
 def _content(dataset: Dataset, image: Image) -> str:
@@ -264,8 +282,18 @@ def read_csv(path: Path) -> list[Row]:
     return rows
 
 
+WRITTEN = "mend it, or delete it to have a new one made by: python -m pipeline split"
+NAMED = "mend it, or leave folds.file out of the experiment to have the images divided"
+"""The ways out where a folds CSV is wrong: folds/<run>.csv, and one that an experiment names."""
+
+
 def check(
-    rows: Sequence[Row], path: Path, dataset: Dataset, count: int | None = None, repeats: int | None = None
+    rows: Sequence[Row],
+    path: Path,
+    dataset: Dataset,
+    count: int | None = None,
+    repeats: int | None = None,
+    way_out: str = WRITTEN,
 ) -> list[str]:
     """Hold a division against the images.
 
@@ -306,11 +334,7 @@ def check(
             if empty and rows:
                 faults.append(f"leaves the folds {_some(empty)} without an image (folds.count is {count})")
     if faults:
-        raise FoldsError(
-            f"{path}\n  "
-            + "\n  ".join(faults)
-            + "\n  mend it, or delete it to have a new one made by: python -m pipeline split"
-        )
+        raise FoldsError(f"{path}\n  " + "\n  ".join(faults) + f"\n  {way_out}")
     spread: dict[tuple[str, int], set[int]] = defaultdict(set)
     for row in rows:
         group = known[row.image].group or row.group

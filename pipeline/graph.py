@@ -96,7 +96,8 @@ def run(
     competition = competitions.get(experiment.competition, experiment.submission.counted)
     competitions.chosen_options(competition.options, experiment.data.options)
     catalog.check(experiment)
-    experiment.folds_file()  # raises where it is not there
+    if until != "prepare":
+        experiment.folds_file()  # raises where it is not there
     if not all(path.exists() for path in (layout.train_json, layout.test_json, layout.integrity)):
         experiment.data_path()  # raises where there are no data to make them from
     if not experiment.validation_folds() and until not in ("prepare", "split", "train", "predict"):
@@ -113,6 +114,7 @@ def run(
     if dry_run:
         if trains:
             augmentation.check(experiment)
+            _check_categories(experiment, layout)
         with tempfile.TemporaryDirectory() as folder:
             frozen = Path(folder) / "experiment.yaml"
             frozen.write_text(_frozen(experiment))
@@ -218,8 +220,8 @@ def _frozen(experiment: Experiment) -> str:
     settings["fusion"] = experiment.fusion.model_dump(mode="json", exclude_unset=True)
     places = [Path(p).expanduser() for p in settings["data"]["path"]]
     settings["data"]["path"] = [str(p if p.is_absolute() else PROJECT / p) for p in places]
-    if settings["folds"]["file"]:
-        settings["folds"]["file"] = str(Path(str(experiment.folds_file())).absolute())
+    if settings["folds"]["file"] and Path(settings["folds"]["file"]).is_file():
+        settings["folds"]["file"] = str(Path(settings["folds"]["file"]).absolute())
     for model in settings["models"].values():  # the stages run in the project's folder, wherever the user is
         for key in ("config", "weights"):
             if model[key] and Path(model[key]).is_file() and not (PROJECT / model[key]).is_file():

@@ -59,12 +59,9 @@ class View:
             raise ValueError(f"the scale of a view is a number above 0, not {self.scale}")
         if self.shortest is None and self.longest is not None or self.shortest is not None and self.scale != 1:
             raise ValueError("a view has a scale, or a length of the shorter side with or without one of the longer")
-        if self.shortest is not None and not 0 < self.shortest <= (
-            self.shortest if self.longest is None else self.longest
-        ):
-            raise ValueError(
-                f"a view's shorter side is above 0 and at most the longer one, not {self.shortest}-{self.longest}px"
-            )
+        most = self.shortest if self.longest is None else self.longest
+        if self.shortest is not None and most is not None and not 8 <= self.shortest <= most:
+            raise ValueError(f"a view's shorter side is 8 pixels or more and at most the longer one: {self}")
 
     def __str__(self) -> str:
         if self.shortest is not None:

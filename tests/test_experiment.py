@@ -10,7 +10,7 @@ from pipeline.backends import catalog
 from pipeline.experiment import (
     ALL,
     PROJECT,
-    SIZES,
+    WAYS,
     Experiment,
     ExperimentError,
     Layout,
@@ -251,7 +251,8 @@ def test_every_milestone_has_a_factor(write: Any) -> None:
         ({"scale": [1, 2]}, {"shortest_edge": [400], "longest_edge": 600}),
         ({"scales": [2.0]}, {"shortest_edge": [400], "longest_edge": 600}),
         ({"shortest_edge": [400]}, {"scales": [0.5, 1.0]}),
-        ({"shortest_edge": [700]}, {"shortest_edge": [400], "longest_edge": 600}),
+        ({"shortest_edge": [500]}, {"shortest_edge": [400], "longest_edge": 600}),
+        ({"shortest_edge": [400, 500], "longest_edge": 550}, {"shortest_edge": [400], "longest_edge": 600}),
     ],
 )
 def test_a_model_s_own_way_of_sizing_stands_alone(write: Any, own: dict, experiment: dict) -> None:
@@ -260,9 +261,35 @@ def test_a_model_s_own_way_of_sizing_stands_alone(write: Any, own: dict, experim
         "b": {"framework": "mmdet", "config": "a.py", "train": {"batch": 1}},
     }
     loaded = load(write(models=models, fusion={}, train=experiment))
+    if "shortest_edge" in own and "longest_edge" in experiment:
+        own = {"longest_edge": experiment["longest_edge"], **own}  # the cap goes with a length
     for name, sizes in (("a", own), ("b", experiment)):
         got, plain = loaded.train_settings(name), TrainSettings.model_validate(sizes)
-        assert [getattr(got, key) for key in SIZES] == [getattr(plain, key) for key in SIZES]
+        keys = (*WAYS, "longest_edge")
+        assert [getattr(got, key) for key in keys] == [getattr(plain, key) for key in keys]
+
+
+def test_two_ways_of_sizing_are_told(write: Any) -> None:
+    told = message(write(train={"shortest_edge": [400]}), **{"train__scale": [0.5, 1.0]})
+    assert "train: scale and shortest_edge both say how large" in told
+    models = {"a": {"framework": "mmdet", "config": "a.py", "train": {"scale": [0.5, 0.5], "shortest_edge": [120]}}}
+    assert "models.a.train: scale and shortest_edge both" in message(write(models=models, fusion={}))
+    models["a"]["train"] = {"shortest_edge": [700]}
+    capped = write(models=models, fusion={}, train={"shortest_edge": [400], "longest_edge": 600})
+    assert "models.a.train: longest_edge, 600, is below a shortest_edge" in message(capped)
+    models["a"]["train"] = {"longest_edge": 500}
+    loaded = load(write(models=models, fusion={}, train={"shortest_edge": [400], "longest_edge": 600}))
+    assert (loaded.train_settings("a").shortest_edge, loaded.train_settings("a").longest_edge) == ([400], 500)
+    frozen = Experiment.model_validate(loaded.model_dump())  # with every setting filled in
+    assert frozen.train_settings("a") == loaded.train_settings("a")
+
+
+def test_views_that_vote_are_among_those_predicted(write: Any) -> None:
+    predict = {"views": ["identity", "hflip@160px"]}
+    told = message(write(predict=predict, fusion={"views": ["vflip"]}))
+    assert "fusion.views: no model predicts 'vflip'" in told and "predicted are ['hflip', 'identity', 'hflip@160px']" in told
+    assert load(write(predict=predict, fusion={"views": ["hflip@160px"]})).fusion.views == ["hflip@160px"]
+    assert "identity is there more than once" in message(write(predict={"views": ["identity", "identity"]}))
 
 
 def test_tiles_have_no_length_of_an_image_s_side(write: Any) -> None:

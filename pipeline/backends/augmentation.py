@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from pipeline.experiment import SIZES, Augmentation, Experiment, ExperimentError, TrainSettings, nearest
+from pipeline.experiment import WAYS, Augmentation, Experiment, ExperimentError, TrainSettings, nearest
 
 AN_IMAGE = (256, 192)
 """Height and width of what transforms are tried on where crops are as large as images are."""
@@ -84,6 +84,6 @@ def _keeps(step: Augmentation, crop: Any) -> None:
     if image.dtype != crop.dtype or image.shape not in (crop.shape, turned) or mask.shape != image.shape[:2]:
         raise ExperimentError(
             f"train.augment: {step.name} makes {image.dtype} of {'x'.join(map(str, image.shape))} out of a crop of bytes of "
-            f"{'x'.join(map(str, crop.shape))}; sizes are the matter of train.crop and {', '.join(SIZES)}, and the model itself "
+            f"{'x'.join(map(str, crop.shape))}; sizes are the matter of train.crop and {', '.join(WAYS)}, and the model itself "
             "normalises"
         )

@@ -230,6 +230,12 @@ class Detectron2:
     def train(self, job: TrainJob) -> dict[str, Any]:
         torch.manual_seed(job.seed)
         network = build(job.model, len(job.images.categories))
+        deformable = any(isinstance(part, DeformConv | ModulatedDeformConv) for part in network.modules())
+        if deformable and not torch.cuda.is_available():
+            raise ExperimentError(
+                f"{job.model.config} has deformable convolutions, which Detectron2 trains on a GPU only; here its variant whose "
+                "name ends in _cpu does, or options: {MODEL.RESNETS.DEFORM_ON_PER_STAGE: [false, false, false, false]}"
+            )
         state = engine.run(Trained(network), collate, job)
         return {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
 

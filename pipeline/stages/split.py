@@ -42,14 +42,13 @@ def run(experiment: Experiment, layout: Layout) -> list[folds.Row]:
 
 
 def _divide(experiment: Experiment, dataset: Dataset) -> list[folds.Row]:
+    competition, settings = competitions.get(experiment.competition), experiment.folds
     given = experiment.folds_file()
     if given is not None:
         rows = folds.read_csv(given)
-        for warning in folds.check(rows, given, dataset, experiment.folds.count, experiment.folds.repeats):
+        for warning in folds.check(rows, given, dataset, settings.count, settings.repeats, folds.NAMED):
             log.warning("%s", warning)
-        return rows
-    competition = competitions.get(experiment.competition)
-    settings = experiment.folds
+        return folds.described(rows, dataset, competition.stratum)
     return folds.divide(dataset, settings.count, experiment.seed, competition.stratum, settings.repeats)
 
 

@@ -187,6 +187,18 @@ def test_the_limits_of_detectron2_are_the_experiment_s(name: str) -> None:
     assert all(p.test_score_thresh == 0.07 for p in predictors)
 
 
+def test_what_trains_on_a_gpu_only_is_told(tmp_path: Path) -> None:
+    needs("detectron2")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    options = {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, True]}
+    job = TrainJob(
+        model("detectron2", options=options), TrainSettings(iterations=1), drawn(tmp_path), tmp_path, "m/0", 0
+    )
+    with pytest.raises(ExperimentError, match="trains on a GPU only; here its variant"):
+        backends.get("detectron2").train(job)
+
+
 @pytest.mark.parametrize("framework", list(SLIM))
 def test_wrong_files_are_named(framework: str, trained: dict, tmp_path: Path) -> None:
     needs(framework)

@@ -130,7 +130,7 @@ def test_one_of_the_listed_scales_is_drawn(tmp_path: Path) -> None:
     rle = crop_to_rle(np.ones((16, 16), np.uint8), (24, 24, 40, 40), (64, 64), 1)
     truth = [Instance(1, 1, 1, rle, (24, 24, 16, 16), 256.0)]
     dataset = Dataset([Image(1, "square.png", 64, 64)], {1: "square"}, truth, root=tmp_path)
-    samples = Samples(dataset, TrainSettings(crop=256, scale=(3, 3), scales=[0.5, 2.0]), 0, 30)
+    samples = Samples(dataset, TrainSettings(crop=256, scales=[0.5, 2.0]), 0, 30)
     sides = Counter(float(samples[i].boxes[0, 2] - samples[i].boxes[0, 0]) for i in range(30))
     assert sides.keys() == {8.0, 32.0} and min(sides.values()) > 5
 

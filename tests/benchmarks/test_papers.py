@@ -66,11 +66,13 @@ def test_seeds_of_one_model_are_one_line(tmp_path: Path) -> None:
     experiment, layout = run_of(tmp_path, {"plain-0": 0.2, "plain-1": 0.3, "other": 0.5})
     rows = papers.rows_of(experiment, layout)
     lines = papers.table(rows, "try").splitlines()
-    assert lines[0] == "| model | commit | trainings (of images) | iterations x images | minutes | score |"
+    assert (
+        lines[0] == "| model | commit | trainings (of images) | iterations x images | minutes | judged images | score |"
+    )
     assert lines[2:] == [
-        "| plain | abc1234 | 2 (30) | 70 x 2 | 1.5 | 0.250 (0.200 to 0.300) |",
-        "| other | abc1234 | 1 (30) | 70 x 2 | 1.5 | 0.500 |",
-        "| plain-0 + plain-1 + other, as tuned | ? |  |  |  | 0.900 |",
+        "| plain | abc1234 | 2 (30) | 70 x 2 | 1.5 | 10 | 0.250 (0.200 to 0.300) |",
+        "| other | abc1234 | 1 (30) | 70 x 2 | 1.5 | 10 | 0.500 |",
+        "| plain-0 + plain-1 + other, as tuned | ? |  |  |  | 10 | 0.900 |",
     ]
 
 
@@ -94,7 +96,7 @@ def test_an_ensemble_is_of_the_models_and_the_fusion_that_made_it(tmp_path: Path
 def test_other_budgets_and_options_are_lines_of_their_own(tmp_path: Path) -> None:
     rows = papers.rows_of(*run_of(tmp_path, {"plain-0": 0.2, "plain-1": 0.3}))[:2]
     again = {**rows[0], "seed": 77, "measures": {"score": 0.4}}  # a third seed of the same model, in another run
-    assert "| 3 (30) | 70 x 2 | 1.5 | 0.300 (0.200 to 0.400) |" in papers.table([*rows, again], "try")
+    assert "| 3 (30) | 70 x 2 | 1.5 | 10 | 0.300 (0.200 to 0.400) |" in papers.table([*rows, again], "try")
     elsewhere = {**again, "commit": "abc1234, def5678"}
     assert "| plain | abc1234, def5678 | 3 (30) |" in papers.table([*rows, elsewhere], "try")
     longer = {**rows[0], "iterations": 140, "measures": {"score": 0.4}}
@@ -138,7 +140,7 @@ def test_the_table_of_a_run_is_shown_and_kept_nowhere_or_where_one_likes(
         papers.main()
         return capsys.readouterr().out
 
-    line = "| plain | abc1234 | 1 (30) | 70 x 2 | 1.5 | 0.250 |"
+    line = "| plain | abc1234 | 1 (30) | 70 x 2 | 1.5 | 10 | 0.250 |"
     assert line in call("show")
     assert "1 rows added" in call("add", "--file", str(own))
     assert line in call("table", "--file", str(own))

@@ -198,16 +198,16 @@ def test_a_division_may_be_named_in_the_experiment(divided: Layout, tmp_path: Pa
     given.write_text("image,fold\n" + "".join(f"{name},{int(k > 1)}\n" for k, name in enumerate(names)))
     experiment = an_experiment(folds={"count": 2, "file": str(given)})
     rows = split.run(experiment, divided)
-    assert (
-        [row.fold for row in rows] == [0, 0, *[1] * (len(names) - 2)] == [row.fold for row in read_csv(divided.folds)]
-    )
+    assert [row.fold for row in rows] == [0, 0, *[1] * (len(names) - 2)]
+    assert rows == read_csv(divided.folds)  # with strata, groups and instances, as our own divisions have them
+    assert all(row.stratum for row in rows) and any(row.group for row in rows) and any(row.instances for row in rows)
     before = dependencies.settings("split", experiment)
     given.write_text(given.read_text().replace(f"{names[-1]},1", f"{names[-1]},0"))
     assert dependencies.settings("split", experiment) != before
     assert (
         split.run(experiment, divided)[-1].fold == 0
     )  # what was written from it before is not taken for a hand's work
-    with pytest.raises(FoldsError, match=r"(?s)paper.csv.*folds.count is 3"):
+    with pytest.raises(FoldsError, match=r"(?s)paper.csv.*folds.count is 3.*leave folds.file out"):
         split.run(an_experiment(folds={"count": 3, "file": str(given)}), divided)
     with pytest.raises(ExperimentError, match="folds.file: there is no file .*none.csv"):
         split.run(an_experiment(folds={"count": 2, "file": "none.csv"}), divided)
