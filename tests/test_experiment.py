@@ -287,7 +287,10 @@ def test_two_ways_of_sizing_are_told(write: Any) -> None:
 def test_views_that_vote_are_among_those_predicted(write: Any) -> None:
     predict = {"views": ["identity", "hflip@160px"]}
     told = message(write(predict=predict, fusion={"views": ["vflip"]}))
-    assert "fusion.views: no model predicts 'vflip'" in told and "predicted are ['hflip', 'identity', 'hflip@160px']" in told
+    assert (
+        "fusion.views: no model predicts 'vflip'" in told
+        and "predicted are ['hflip', 'identity', 'hflip@160px']" in told
+    )
     assert load(write(predict=predict, fusion={"views": ["hflip@160px"]})).fusion.views == ["hflip@160px"]
     assert "identity is there more than once" in message(write(predict={"views": ["identity", "identity"]}))
 

@@ -192,9 +192,8 @@ def test_what_trains_on_a_gpu_only_is_told(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     options = {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, True]}
-    job = TrainJob(
-        model("detectron2", options=options), TrainSettings(iterations=1), drawn(tmp_path), tmp_path, "m/0", 0
-    )
+    deformable = model("detectron2", CONFIGS / "detectron2" / "cascade-mask-rcnn_x152_cpu.yaml", options=options)
+    job = TrainJob(deformable, TrainSettings(iterations=1), drawn(tmp_path), tmp_path, "m/0", 0)
     with pytest.raises(ExperimentError, match="trains on a GPU only; here its variant"):
         backends.get("detectron2").train(job)
 
