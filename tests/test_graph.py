@@ -587,7 +587,7 @@ def test_a_stage_reads_no_setting_that_it_is_not_run_again_for(stage: str) -> No
             read |= attributes_of("experiment", module, name)
     known = {
         "prepare": {"competition", "data", "data_path", "seed"},
-        "split": {"competition", "folds", "seed"},
+        "split": {"competition", "folds", "folds_file", "seed"},
         "train": {"models", "train_settings", "seed"},
         "predict": {"models", "predict_settings", "views"},  # its checkpoint stands for the network
         # (of all trainings only for the test images, which are not tuned on)
