@@ -115,6 +115,7 @@ def run(
         if trains:
             augmentation.check(experiment)
             _check_categories(experiment, layout)
+            _tell_of_weights(experiment, layout)
         with tempfile.TemporaryDirectory() as folder:
             frozen = Path(folder) / "experiment.yaml"
             frozen.write_text(_frozen(experiment))
@@ -130,6 +131,7 @@ def run(
             return _tell(experiment, layout)
         if trains:
             augmentation.check(experiment)  # not earlier: it takes seconds
+            _tell_of_weights(experiment, layout)
         _freeze(experiment, frozen)
         # The data come first, by themselves: where they turn out as they were, nothing more is made again.
         again = _to_make_again(experiment, layout)
@@ -154,6 +156,23 @@ def _check_categories(experiment: Experiment, layout: Layout) -> None:
     if layout.train_json.exists() and any(isinstance(getattr(settings, key), dict) for key in PER_CLASS):
         categories = json.loads(layout.train_json.read_text())["categories"]
         for_categories(settings, {c["id"]: c["name"] for c in categories})
+
+
+def _tell_of_weights(experiment: Experiment, layout: Layout) -> None:
+    """Warn of first weights that a training will have to fetch and that cannot be reached from here; it fails for that alone."""
+    wanted = {
+        name: catalog.addresses(model)
+        for name, model in experiment.models.items()
+        if not all(layout.checkpoint(name, fold).exists() for fold in experiment.fold_names())
+    }
+    reach = catalog.reach(sorted({source for sources in wanted.values() for source in sources}))
+    for name, sources in wanted.items():
+        for source in sources:
+            if reach[source].startswith("not reachable"):
+                log.warning(
+                    "%s begins from %s, which is %s; unless a copy is cached, its training will fail: download it where there "
+                    "is a network and name the file as models.%s.weights", name, source, reach[source], name,
+                )  # fmt: skip
 
 
 def _to_make_again(experiment: Experiment, layout: Layout) -> list[str]:

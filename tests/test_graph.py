@@ -494,6 +494,17 @@ def test_a_category_that_the_data_do_not_have_is_told_before_anything_is_trained
     assert done.returncode == 0 and Counter(line.split()[0] for line in project.trace())["train"] == 2
 
 
+def test_weights_out_of_reach_are_told_before_anything_runs(project: ToyProject) -> None:
+    words = ["run", "toy", "--dry-run", "--set", "models.a.weights=https://nowhere.invalid/w.pth"]
+    assert "nowhere.invalid" not in project.call(*words).stderr  # it is trained already
+    for path in project.layout.artifacts.rglob("*.pth"):
+        path.unlink()
+    done = project.call(*words)
+    assert done.returncode == 0
+    assert "a begins from https://nowhere.invalid/w.pth, which is not reachable" in done.stderr
+    assert "name the file as models.a.weights" in done.stderr
+
+
 def test_a_misspelt_model_is_told_with_the_nearest(project: ToyProject) -> None:
     done = project.call("run", "toy", "--dry-run", "--set", "models.bb.seed=3")
     assert done.returncode == 1 and "there is no model 'bb' (did you mean 'b'?); there are a, b" in done.stderr

@@ -147,6 +147,13 @@ def check(experiment: Experiment) -> None:
             )
 
 
+def addresses(model: ModelSettings) -> tuple[str, ...]:
+    """From where a training of the model fetches its first weights; nothing where it begins from random ones or a file."""
+    if model.weights == "config":
+        return tuple(source for source in _weights(locate(model.config)) if is_address(source))
+    return (model.weights,) if model.weights is not None and is_address(model.weights) else ()
+
+
 def first_weights(model: ModelSettings) -> str:
     """What a training begins from, in words."""
     named = _weights(locate(model.config))
