@@ -9,6 +9,7 @@ decodes every mask to a full frame with pycocotools, paints label maps, counts t
 2-D histogram, and compares the full matrix with each threshold, as public kernels for this competition do.
 """
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -137,4 +138,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -8,9 +8,9 @@ its mean and largest value over the quantities of a data set, over ten seeds. sc
 is tried with three: the stratum; stratum and classes; stratum, classes, and which third of all images it is in by instances.
 """
 
+import argparse
 import gzip
 import json
-import sys
 import tempfile
 import time
 import warnings
@@ -153,4 +153,8 @@ def main(data: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DATA)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "data", nargs="?", type=Path, default=DATA, help="the folder of real data (default: %(default)s)"
+    )
+    main(parser.parse_args().data)

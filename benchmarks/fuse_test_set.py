@@ -8,6 +8,7 @@ against a few, with fewer voters. Each run is a process of its own; its time is 
 busy machine does not count, and the time on the wall stands beside it. Memory is the process's peak, imports included.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -136,7 +137,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(fuse(Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", help=argparse.SUPPRESS)  # what a process of its own measures
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(fuse(Path(options.part[0]))))
     else:
         main()

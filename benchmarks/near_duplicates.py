@@ -7,7 +7,7 @@ Every image is turned at random, scaled by 0.4, 0.6 or 1.5, compressed to JPEG q
 time for many images, found among noise.
 """
 
-import sys
+import argparse
 import time
 import zipfile
 from collections.abc import Iterator
@@ -94,4 +94,8 @@ def main(data: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DATA)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "data", nargs="?", type=Path, default=DATA, help="the folder of real data (default: %(default)s)"
+    )
+    main(parser.parse_args().data)

@@ -9,6 +9,7 @@ with both resizings, within SOLO's head alone, and within a whole step of traini
 take as long. Rounds are interleaved and the fastest counts.
 """
 
+import argparse
 import copy
 import tempfile
 import time
@@ -120,4 +121,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

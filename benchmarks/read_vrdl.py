@@ -7,6 +7,7 @@ another. Ours is what `prepare` does, checks for damaged, empty and repeated mas
 processor time, so that other work on the machine counts little; both must give the same run lengths.
 """
 
+import argparse
 import sys
 import time
 import zipfile
@@ -63,8 +64,7 @@ def measured(call: Callable[[Path, Names], dict[str, list[str]]], path: Path, na
     return call(path, names), time.process_time() - began
 
 
-def main() -> None:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA
+def main(path: Path) -> None:
     if not path.exists():
         sys.exit(f"there is no file {path}: name the dataset.zip of VRDL 2021")
     names = masks(path)
@@ -80,4 +80,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "zip", nargs="?", type=Path, default=DATA, help="dataset.zip of VRDL 2021 (default: %(default)s)"
+    )
+    main(parser.parse_args().zip)

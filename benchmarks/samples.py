@@ -6,6 +6,7 @@ An image of 1000x1000 with 1,862 objects (the densest of VRDL 2021), samples of 
 a full frame with pycocotools and cuts the window out, as the frameworks' own loaders do with RLE annotations.
 """
 
+import argparse
 import tempfile
 import time
 import tracemalloc
@@ -76,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -8,6 +8,7 @@ next, whoever trains it, so that setting up and the last checkpoint count for ne
 are interleaved, of each the median iteration counts, of these the least. The target is at most 3 % more.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -105,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

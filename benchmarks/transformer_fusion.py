@@ -10,6 +10,7 @@ and that no map of 768 channels is turned round. Each measurement is a process o
 memory above what its inputs take. Rounds are interleaved and the fastest counts.
 """
 
+import argparse
 import json
 import resource
 import subprocess
@@ -80,7 +81,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1], sys.argv[2])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", help=argparse.SUPPRESS)  # what a process of its own measures
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(measure(*options.part)))
     else:
         main()

@@ -8,6 +8,7 @@ clustered by box, or by the masks' own overlap, and every cluster's masks are av
 a busy machine does not count, and the least of several runs.
 """
 
+import argparse
 import time
 import warnings
 from collections.abc import Callable
@@ -105,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()
