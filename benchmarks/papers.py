@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.experiment import PROJECT, Experiment, ExperimentError, Layout, load
+from pipeline.experiment import NOT_IN_THE_RESULT, PROJECT, Experiment, ExperimentError, Layout, load
 
 DATA = PROJECT / "docs" / "papers.jsonl"
 
@@ -29,6 +29,9 @@ ENSEMBLE = "ensemble"
 
 UNKNOWN = "?"
 """The commit of what was made without git, or before artifacts said theirs."""
+
+SHOWN = {"iterations", "batch", *NOT_IN_THE_RESULT}
+"""Settings of a training that have a column of their own, or need none."""
 
 MEASURES = (
     "score", "AP", "AP50", "AP75", "APs", "APm", "APl", "true_positives_in_first_100", "best_iou", "miou", "pixel_accuracy", "pq",
@@ -77,7 +80,9 @@ def rows_of(experiment: Experiment, layout: Layout, note: str = "", called: str 
                 "trained_on": [t["images"] for t in trainings.values()],
                 "iterations": settings.iterations,
                 "batch": settings.batch,
-                "train": settings.model_dump(mode="json", exclude_defaults=True),
+                "train": settings.model_dump(mode="json", exclude_defaults=True, exclude=SHOWN),
+                "data": experiment.data.options,
+                "views": experiment.views(name, "oof"),
                 "seconds": [t["seconds"] for t in trainings.values()],
                 "measures": _numbers(standing),
             }
@@ -117,8 +122,8 @@ def read(path: Path = DATA) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable[str] = MEASURES) -> str:
-    """Markdown: a line for each model, the seeds of one together; of a model that was added twice with the same seed, iterations,
-    batch, options, folds and images, the later row. An ensemble's commit is the one that scored it.
+    """Markdown: a line for each model, the seeds of one together; of a model that was added twice with the same seed and
+    settings, the later row. An ensemble's commit is the one that scored it.
 
     Raises:
         ExperimentError: there is nothing of the experiment, or of a measure.
@@ -158,7 +163,7 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str, measures: Iterable
 
 def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of: the model, its seed, and what of its settings was changed from run to run."""
-    settings = ("options", "folds", "trained_on", "of", "fusion")
+    settings = ("options", "folds", "trained_on", "of", "fusion", "train", "data", "views")
     return (
         row["model"], json.dumps(row.get("seed")), row.get("iterations"), row.get("batch"),
         *(json.dumps(row.get(key)) for key in settings),

@@ -224,11 +224,13 @@ class PredictSettings(Settings):
     def _views_are_known(cls, names: list[str] | None) -> list[str] | None:
         from pipeline.views import parse
 
-        for name in names or []:
-            parse(name)
-            if (names or []).count(name) > 1:
+        if names is None:
+            return None
+        named = [str(parse(name)) for name in names]  # hflip@2 is hflip@2.0
+        for name in named:
+            if named.count(name) > 1:
                 raise ValueError(f"{name} is there more than once")
-        return names
+        return named
 
     @model_validator(mode="after")
     def _tiles_have_a_scale(self) -> PredictSettings:
@@ -393,7 +395,7 @@ class Experiment(Settings):
         others = self.train.model_dump()
         if any(key in own for key in WAYS):
             others = {key: value for key, value in others.items() if key not in WAYS}
-            if "shortest_edge" not in own:
+            if not own.get("shortest_edge"):
                 del others["longest_edge"]
         return TrainSettings.model_validate({**others, **own})
 
@@ -433,6 +435,14 @@ class Experiment(Settings):
         if folds:
             data["folds"]["use"] = [int(f) for f in folds if f != ALL]
             data["folds"]["final"] = ALL in folds
+        views = data["fusion"].get("views")
+        if models and views:
+            predicted = {view for name in models for view in self.predict_settings(name).views}
+            data["fusion"]["views"] = [view for view in views if view in predicted]
+            if not data["fusion"]["views"]:
+                raise ExperimentError(
+                    f"{self.name}: {', '.join(models)} predict none of fusion.views, {', '.join(views)}"
+                )
         return Experiment.model_validate(data)
 
     def folds_file(self) -> Path | None:

@@ -138,8 +138,8 @@ def run(
         succeeded = True
         if not options and until != "prepare":
             succeeded = _snakemake(layout, frozen, gpus, ["data", *arguments, *again])
-            if succeeded and trains:
-                _check_categories(experiment, layout)
+        if succeeded and trains:
+            _check_categories(experiment, layout)
         succeeded = succeeded and _snakemake(layout, frozen, gpus, [*everything, *options])
         if succeeded and whole:
             uptodate.note(layout, wanted)

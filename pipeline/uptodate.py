@@ -18,13 +18,14 @@ from pipeline.stages import STAGES
 def wanted(experiment: Experiment, frozen: str, snakefile: Path) -> str:
     """A hash of the settings (`frozen`: all of them as text), models, data, code and graph, as they are now."""
     data = dependencies.settings("prepare", experiment) if dependencies.data_at_hand(experiment) else None
+    division = dependencies.settings("split", experiment)
     networks = [dependencies.settings("train", experiment, model) for model in experiment.models]
     code = [
         dependencies.code(stage, experiment, model)
         for stage in STAGES
         for model in (experiment.models if stage in ("train", "predict") else [""])
     ]
-    return digest(frozen, data, networks, code, snakefile.read_text())
+    return digest(frozen, data, division, networks, code, snakefile.read_text())
 
 
 def note(layout: Layout, made_from: str) -> None:

@@ -333,6 +333,21 @@ def test_models_says_parameters_as_published(
     assert "mmdet/solo-attention_r50" in listed and "mmdet/mask-rcnn_r50" not in listed
 
 
+def test_unfinished_experiments_do_not_stop_the_list_of_models(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "good.yaml").write_text(
+        "models: {a: {config: mmdet/mask-rcnn_r50}, b: {config: configs/models/mmdet/mask-rcnn_r50.py}, c: {}, d: 3}"
+    )
+    for name, text in (
+        ("empty", "# nothing yet"),
+        ("broken", "a: [b"),
+        ("gone", "models: {a: {config: mmdet/nope}}"),
+        ("odd", "models: 3"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    assert catalog.experiments_by_model(tmp_path) == {"mmdet/mask-rcnn_r50": ["mine/good"]}
+
+
 def test_parameters_are_kept_until_the_config_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

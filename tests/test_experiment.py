@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import graph
 from pipeline.backends import catalog
 from pipeline.experiment import (
     ALL,
@@ -267,6 +268,12 @@ def test_a_model_s_own_way_of_sizing_stands_alone(write: Any, own: dict, experim
         got, plain = loaded.train_settings(name), TrainSettings.model_validate(sizes)
         keys = (*WAYS, "longest_edge")
         assert [getattr(got, key) for key in keys] == [getattr(plain, key) for key in keys]
+    for crop in (64, 1.0, [0.9, 1.0]):
+        loaded = load(write(models=models, fusion={}, train={**experiment, "crop": crop}))
+        path = Path(write()).with_name("frozen.yaml")
+        path.write_text(graph._frozen(loaded))  # with every setting filled in, as a run's stages read it
+        for name in models:
+            assert load(str(path)).train_settings(name) == loaded.train_settings(name)
 
 
 def test_two_ways_of_sizing_are_told(write: Any) -> None:
@@ -277,11 +284,16 @@ def test_two_ways_of_sizing_are_told(write: Any) -> None:
     models["a"]["train"] = {"shortest_edge": [700]}
     capped = write(models=models, fusion={}, train={"shortest_edge": [400], "longest_edge": 600})
     assert "models.a.train: longest_edge, 600, is below a shortest_edge" in message(capped)
+    models["a"]["train"] = {"shortest_edge": []}  # none for this one
+    assert (
+        load(write(models=models, fusion={}, train={"shortest_edge": [400], "longest_edge": 600}))
+        .train_settings("a")
+        .longest_edge
+        is None
+    )
     models["a"]["train"] = {"longest_edge": 500}
     loaded = load(write(models=models, fusion={}, train={"shortest_edge": [400], "longest_edge": 600}))
     assert (loaded.train_settings("a").shortest_edge, loaded.train_settings("a").longest_edge) == ([400], 500)
-    frozen = Experiment.model_validate(loaded.model_dump())  # with every setting filled in
-    assert frozen.train_settings("a") == loaded.train_settings("a")
 
 
 def test_views_that_vote_are_among_those_predicted(write: Any) -> None:
@@ -293,6 +305,18 @@ def test_views_that_vote_are_among_those_predicted(write: Any) -> None:
     )
     assert load(write(predict=predict, fusion={"views": ["hflip@160px"]})).fusion.views == ["hflip@160px"]
     assert "identity is there more than once" in message(write(predict={"views": ["identity", "identity"]}))
+    assert "hflip@2.0 is there more than once" in message(write(predict={"views": ["hflip@2", "hflip@2.0"]}))
+    models = {
+        "a": {"framework": "mmdet", "config": "a.py", "predict": {"views": ["identity"]}},
+        "b": {"framework": "mmdet", "config": "a.py", "predict": {"views": ["identity", "hflip@2"]}},
+    }
+    both = load(write(models=models, fusion={"views": ["identity", "hflip@2.0"]}))
+    assert (
+        both.only(["a"], None).fusion.views == ["identity"] and both.only(["b"], None).fusion.views == both.fusion.views
+    )
+    alone = load(write(models=models, fusion={"views": ["hflip@2.0"]}))
+    with pytest.raises(ExperimentError, match="a predict none of fusion.views, hflip@2.0"):
+        alone.only(["a"], None)
 
 
 def test_tiles_have_no_length_of_an_image_s_side(write: Any) -> None:

@@ -487,11 +487,22 @@ def test_an_option_that_would_do_nothing_is_told_before_anything_runs(project: T
 def test_a_category_that_the_data_do_not_have_is_told_before_anything_is_trained(project: ToyProject) -> None:
     for path in project.layout.artifacts.rglob("*.pth"):
         path.unlink()
-    done = project.call("run", "toy", "--set", "fusion.iou={cel: 0.5}")
-    assert done.returncode == 1 and not project.trace()
-    assert "error: fusion.iou: there is no category 'cel' (did you mean 'cell'?); there are cell" in done.stderr
+    for words in ([], ["--dry-run"], ["--forcerun", "fuse"]):
+        done = project.call("run", "toy", "--set", "fusion.iou={cel: 0.5}", *words)
+        assert done.returncode == 1 and not project.trace()
+        assert "error: fusion.iou: there is no category 'cel' (did you mean 'cell'?); there are cell" in done.stderr
     done = project.call("run", "toy", "--set", "fusion.iou={cell: 0.5}")
     assert done.returncode == 0 and Counter(line.split()[0] for line in project.trace())["train"] == 2
+
+
+def test_a_division_that_the_experiment_names_is_looked_at(project: ToyProject) -> None:
+    given = project.folder / "given.csv"
+    given.write_text("image,fold\n")
+    settings(project, folds__file=str(given))
+    assert project.run()["split"] == 1
+    assert not project.run()  # nothing to do
+    given.write_text("image,fold\na.png,0\n")
+    assert project.run()["split"] == 1
 
 
 def test_weights_out_of_reach_are_told_before_anything_runs(project: ToyProject) -> None:

@@ -73,14 +73,21 @@ def entries(folder: Path = CONFIGS) -> list[Entry]:
     return found
 
 
-def experiments_by_model() -> dict[str, list[str]]:
-    """The project's experiments that use a model, by its name."""
-    listed = {entry.path.resolve(): entry.name for entry in entries()}
+def experiments_by_model(folder: Path = EXPERIMENTS) -> dict[str, list[str]]:
+    """The experiments that use a model, by its name; those that are unfinished or wrong are passed over."""
+    listed = {str(key): e.name for e in entries() for key in (e.name, e.path.resolve(), e.path.relative_to(PROJECT))}
     used: dict[str, list[str]] = {}
-    for path in sorted(EXPERIMENTS.rglob("*.yaml")):
-        models = (_read_yaml(path).get("models") or {}).values()
-        for place in {locate(model["config"]).resolve() for model in models}:
-            used.setdefault(listed.get(place, ""), []).append(path.relative_to(EXPERIMENTS).with_suffix("").as_posix())
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            tree = _read_yaml(path)
+        except ExperimentError:
+            continue
+        models = tree.get("models") if isinstance(tree, dict) else None
+        configs = (
+            {str(m.get("config")) for m in models.values() if isinstance(m, dict)} if isinstance(models, dict) else ()
+        )
+        for name in sorted({listed[config] for config in configs if config in listed}):
+            used.setdefault(name, []).append(path.relative_to(folder).with_suffix("").as_posix())
     return used
 
 

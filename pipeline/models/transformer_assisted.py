@@ -189,7 +189,9 @@ class ConvolutionalFeatures(Pretrained):
     def _made(self, name: str, **how: Any) -> nn.Module:
         network: Any = timm.create_model(name, features_only=True, out_indices=self.wanted, **how)
         last = network.feature_info.module_name()[-1]
-        if last.startswith("blocks."):  # timm keeps, and runs, the blocks of an EfficientNet behind the last map
+        if last.startswith("blocks.") and hasattr(
+            network, "blocks"
+        ):  # timm keeps, and runs, the blocks of an EfficientNet behind the last map
             network.blocks = network.blocks[: int(last.split(".")[1]) + 1]
         made: nn.Module = network
         return made

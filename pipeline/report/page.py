@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ import numpy as np
 import yaml
 
 from pipeline import competitions
-from pipeline.experiment import PROJECT, Experiment, Layout
+from pipeline.experiment import Experiment, Layout
+from pipeline.files import commit
 from pipeline.folds import read_csv
 from pipeline.metrics import coco_ap
 from pipeline.records import Dataset, Detections
@@ -301,9 +301,8 @@ def _versions(done: list[Training]) -> list[tuple[str, str]]:
         ("Python", sys.version.split()[0]),
         ("machine", f"{platform.system()} {platform.release()}, {platform.machine()}"),
     ]
-    commit = _commit()
-    if commit:
-        rows.append(("code", commit))
+    if commit():
+        rows.append(("code", commit()))
     for package in _PACKAGES:
         try:
             rows.append((package, metadata.version(package)))
@@ -313,14 +312,6 @@ def _versions(done: list[Training]) -> list[tuple[str, str]]:
     for versions in sorted(elsewhere):
         rows.append(("trained with", ", ".join(f"{k} {v}" for k, v in json.loads(versions).items())))
     return rows
-
-
-def _commit() -> str:
-    try:
-        git = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=10"]
-        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 # ---------------------------------------------------------------- wording ---------------------------------------------

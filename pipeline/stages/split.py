@@ -29,6 +29,8 @@ def run(experiment: Experiment, layout: Layout) -> list[folds.Row]:
             for warning in folds.check(rows, path, dataset, experiment.folds.count, experiment.folds.repeats):
                 log.warning("%s", warning)
             log.info("%s was written by hand and is used as it is; delete it to have one made", path)
+            if experiment.folds.file is not None:
+                log.warning("so folds.file, %s, is not used", experiment.folds.file)
             folds.remember(path, layout.folds_record, by_hand=True)
             return rows
     rows = _divide(experiment, dataset)

@@ -101,6 +101,8 @@ def test_other_budgets_and_options_are_lines_of_their_own(tmp_path: Path) -> Non
     assert "| plain | abc1234, def5678 | 3 (30) |" in papers.table([*rows, elsewhere], "try")
     longer = {**rows[0], "iterations": 140, "measures": {"score": 0.4}}
     scaled = {**rows[1], "options": {"model.scale": 0.5}, "measures": {"score": 0.6}}
+    slower = {**rows[1], "train": {"learning_rate": 0.1}, "measures": {"score": 0.9}}
+    assert papers.table([*rows, slower], "try").splitlines()[3].endswith("| 0.900 |")
     folds = {**rows[1], "folds": ["2"], "measures": {"score": 0.7}}
     fewer = {**rows[1], "trained_on": [12], "measures": {"score": 0.8}}
     lines = [line.split(" | ") for line in papers.table([*rows, longer, scaled, folds, fewer], "try").splitlines()[2:]]

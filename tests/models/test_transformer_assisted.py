@@ -152,7 +152,7 @@ def test_blocks_that_are_not_there_are_refused() -> None:
         TransformerAssistance([8, 8], (1, 2, 3), VIT)
 
 
-@pytest.mark.parametrize("name", [CNN, "resnet18", "convnext_atto"])
+@pytest.mark.parametrize("name", [CNN, "resnet18", "convnext_atto", "ghostnet_100"])
 def test_any_convolutional_network_gives_levels_with_feedback(name: str) -> None:
     torch.manual_seed(0)
     features = ConvolutionalFeatures(name, (1, 2, 3), feedback_levels=(2, 3), feedback_channels=6).eval()

@@ -213,6 +213,22 @@ def test_a_division_may_be_named_in_the_experiment(divided: Layout, tmp_path: Pa
         split.run(an_experiment(folds={"count": 2, "file": "none.csv"}), divided)
 
 
+def test_a_hand_s_csv_stands_before_a_named_one_and_says_so(
+    divided: Layout, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [row.image for row in read_csv(divided.folds)]
+    given = tmp_path / "paper.csv"
+    given.write_text("image,fold\n" + "".join(f"{name},{int(k > 1)}\n" for k, name in enumerate(names)))
+    divided.folds_record.unlink()
+    divided.folds.write_text("image,fold\n" + "".join(f"{name},{k % 2}\n" for k, name in enumerate(names)))
+    assert [row.fold for row in split.run(an_experiment(folds={"count": 2, "file": str(given)}), divided)][:3] == [
+        0,
+        1,
+        0,
+    ]
+    assert f"so folds.file, {given}, is not used" in caplog.text
+
+
 def test_our_own_csv_is_known_without_its_record(divided: Layout) -> None:
     divided.folds_record.unlink()
     split.run(EXPERIMENT, divided)
