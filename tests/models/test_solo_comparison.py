@@ -5,11 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from pipeline.backends.samples import Samples
 from pipeline.competitions import chosen_options
 from pipeline.competitions.cityscapes import COMPETITION, THINGS, _classes
 from pipeline.experiment import Experiment, load
 from pipeline.folds import divide
 from pipeline.records import Dataset, Image, Instance
+from pipeline.views import parse
 
 VARIANTS = {"no-coordinates": "solo-no-coordinates_r50", "coordinates": "solo_r50", "attention": "solo-attention_r50"}
 
@@ -30,14 +32,18 @@ def test_three_seeds_of_each_variant_with_the_same_settings(name: str) -> None:
     assert experiment.fold_names() == ["0"]
 
 
-def test_the_network_is_shown_squares_as_large_as_it_learnt_from() -> None:
+def test_the_network_is_shown_frames_as_large_as_it_learnt_from() -> None:
     """SOLO's grid divides what it is shown."""
     drawn, nuclei, streets = (load(f"papers/{name}") for name in ("solo-drawn", "solo-dsb2018", "cityscapes-solo"))
     assert drawn.train.crop == drawn.data.options["size"] and drawn.train.scale == (1, 1)
     assert nuclei.predict.tile is not None and nuclei.predict.views == ["identity@2.0"]
     assert 2 * nuclei.predict.tile.size == nuclei.train.crop
-    assert streets.predict.tile is not None and streets.predict.views == ["identity@0.65625"]
-    assert streets.predict.tile.size * streets.train.scale[0] == streets.train.crop
+    # scenes of 2048 x 1024 whole, at the paper's 1344 x 672, in training as in prediction
+    assert streets.predict.tile is None and [parse(view).size(1024, 2048) for view in streets.predict.views] == [
+        (672, 1344)
+    ]
+    samples = Samples(Dataset([Image(1, "", 1024, 2048)], {1: "car"}, []), streets.train, 0, 1)
+    assert samples._sizes(np.random.default_rng(0), 1024, 2048) == ((1024, 2048), (672, 1344))
 
 
 def scenes(count: int, seed: int) -> Dataset:
