@@ -486,7 +486,8 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
         parameters.keep({entry: number for entry, number in counts.items() if number is not None})
     reach = catalog.reach(sorted({source for entry in listed for source in entry.weights}))
     experiments = catalog.experiments_by_model()
-    shared = {said: n for said, n in Counter(reach.values()).items() if n > 1 and ": " in said}
+    shared = {why: times for why, times in Counter(reach.values()).items() if times > 1 and ": " in why}
+    said = {source: why.partition(":")[0] if why in shared else why for source, why in reach.items()}
     for entry in listed:
         usable = "" if catalog.installed(entry.framework) else "  (not installed)"
         number = parameters.kept(entry)
@@ -495,9 +496,6 @@ def _models(options: argparse.Namespace, _: list[str]) -> int:
         print(f"    framework:  {entry.framework}{usable}\n    origin:     {entry.origin}")
         print(f"    parameters: {counted} ({parameters.CLASSES} classes)")
         print(f"    used by:    {', '.join(experiments.get(entry.name, [])) or 'none of the experiments here'}")
-        said = {
-            source: reach[source].partition(":")[0] if reach[source] in shared else reach[source] for source in reach
-        }
         sources = [f"{source} ({said[source]})" for source in entry.weights]
         print("    weights:    " + ("\n                ".join(sources) or "random"))
     for why, times in shared.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import codeversion, competitions
 from pipeline.backends import catalog
-from pipeline.experiment import NOT_IN_THE_RESULT, Experiment, ExperimentError, digest
+from pipeline.experiment import NOT_IN_THE_RESULT, Experiment, ExperimentError, digest, place
 
 COMPETITION_METHODS = (
     "fix", "missing", "read", "read_ids", "read_submission", "read_truth", "records", "score", "stratum", "validate",
@@ -49,8 +49,8 @@ def _slice(stage: str, experiment: Experiment, model: str, fold: str, part: str)
         chosen = experiment.models[model]
         training = experiment.train_settings(model).model_dump(exclude=set(NOT_IN_THE_RESULT))
         network = chosen.model_dump(exclude={"train", "predict"})
-        if chosen.weights and catalog.place(chosen.weights).is_file():
-            network["weights"] = _signature(catalog.place(chosen.weights))
+        if chosen.weights and place(chosen.weights).is_file():
+            network["weights"] = _signature(place(chosen.weights))
         return network, catalog.fingerprint(chosen.config), training, experiment.seed, fold
     if stage == "predict":
         predicting = experiment.predict_settings(model).model_dump(exclude={"views", "oof_views", "batch"})

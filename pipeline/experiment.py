@@ -453,8 +453,7 @@ class Experiment(Settings):
         """
         if self.folds.file is None:
             return None
-        path = Path(self.folds.file).expanduser()
-        path = path if path.is_absolute() or path.exists() else PROJECT / path
+        path = place(self.folds.file)
         if not path.is_file():
             raise ExperimentError(f"folds.file: there is no file {self.folds.file}, neither here nor as {path}")
         return path
@@ -476,6 +475,12 @@ class Experiment(Settings):
             f"{self.name}: no data at {' or '.join(str(c) for c in candidates)}; "
             f"set data.path in the experiment file or pass --data PATH; where to get them: python -m pipeline datasets"
         )
+
+
+def place(name: str) -> Path:
+    """A file that an experiment names: as given, or below the project's folder."""
+    path = Path(name).expanduser()
+    return path if path.is_absolute() or path.exists() else PROJECT / path
 
 
 def digest(*values: Any) -> str:
@@ -565,9 +570,8 @@ def explain(error: ValidationError, inside: type[BaseModel], above: tuple[str, .
             lines.append(f"unknown setting {where}{nearest(location[-1], known)}; {has}")
         elif problem["type"] == "missing":
             lines.append(f"{where} is missing")
-        elif (
-            not location or problem["type"] == "value_error" and isinstance(problem["input"], dict)
-        ):  # of a group as a whole
+        elif not location or isinstance(problem["input"], dict) and problem["type"] == "value_error":
+            # of a group as a whole, which is too long to be shown
             lines.append((f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')} (it is {problem['input']!r})"[:600])

@@ -22,7 +22,7 @@ import yaml
 
 from pipeline import codeversion
 from pipeline.backends import FRAMEWORKS, how_to_install, installed
-from pipeline.experiment import PROJECT, Experiment, ExperimentError, ModelSettings
+from pipeline.experiment import PROJECT, Experiment, ExperimentError, ModelSettings, place
 
 CONFIGS = PROJECT / "configs" / "models"
 EXPERIMENTS = PROJECT / "configs" / "experiments"
@@ -172,12 +172,6 @@ def first_weights(model: ModelSettings) -> str:
 
 
 # ---------------------------------------------------------------- what a change is ------------------------------------
-
-
-def place(name: str) -> Path:
-    """A file that an experiment names: as given, or below the project's folder."""
-    path = Path(name)
-    return path if path.is_absolute() or path.exists() else PROJECT / path
 
 
 def is_address(weights: str) -> bool:

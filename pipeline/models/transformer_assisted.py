@@ -14,6 +14,7 @@ with stride 2 (`stride=2`; the five levels of an EfficientNet at strides 2 to 32
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,7 +99,7 @@ class Renormalisation(nn.Module):
         return image * self.scale + self.shift
 
 
-class Pretrained(nn.Module):
+class Pretrained(nn.Module, ABC):
     """A part of a detector that is a network of timm.
 
     Args:
@@ -115,8 +116,9 @@ class Pretrained(nn.Module):
         super().__init__()
         self.name, self.weights, self.normalised = name, weights, normalised
 
+    @abstractmethod
     def _made(self, name: str, **how: Any) -> nn.Module:
-        raise NotImplementedError
+        """The network, by timm's `create_model` and its arguments."""
 
     def _take(self, network: Any) -> None:
         self.network = network
@@ -189,9 +191,8 @@ class ConvolutionalFeatures(Pretrained):
     def _made(self, name: str, **how: Any) -> nn.Module:
         network: Any = timm.create_model(name, features_only=True, out_indices=self.wanted, **how)
         last = network.feature_info.module_name()[-1]
-        if last.startswith("blocks.") and hasattr(
-            network, "blocks"
-        ):  # timm keeps, and runs, the blocks of an EfficientNet behind the last map
+        # timm keeps, and runs, the blocks of an EfficientNet behind the last map
+        if last.startswith("blocks.") and hasattr(network, "blocks"):
             network.blocks = network.blocks[: int(last.split(".")[1]) + 1]
         made: nn.Module = network
         return made
